@@ -1,0 +1,1 @@
+"""Blobs: digests, the balanced tree, pieces and manifests; knows no names."""

@@ -1,0 +1,1 @@
+"""pyfuse3 on one side, the namespace on the other."""

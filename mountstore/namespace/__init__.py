@@ -1,0 +1,1 @@
+"""Names, inodes, drafts and commits on the catalog; knows no FUSE."""
