@@ -71,6 +71,14 @@ class ReadOnlyError(MountstoreError):
     """The mount or the store takes no writes (any more)."""
 
 
+class NoSpaceError(MountstoreError):
+    """The disk below has no room for it; what was there is as before."""
+
+
+class StaleError(MountstoreError):
+    """The inode that was asked for existed once and is gone."""
+
+
 # --- the state of the store ---
 
 
@@ -88,3 +96,10 @@ class BlobMissingError(MountstoreError):
 
 class CorruptError(MountstoreError):
     """Bytes on disk are not what was written: a checksum, a digest or a format does not hold."""
+
+
+# --- the platform ---
+
+
+class MountError(MountstoreError):
+    """The kernel or fusermount3 refused the mount or the unmount; nothing was changed."""

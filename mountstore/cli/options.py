@@ -1,0 +1,282 @@
+"""The arguments of mount.cas: mount(8)'s helper interface, and the options behind `-o`.
+
+mount(8) calls `mount.cas SPEC DIR [-s] [-f] [-n] [-v] -o OPTIONS [-t TYPE] [-N NAMESPACE]` (libmount's
+exec_helper); people write options first, last or glued together. Both are read here. Nothing in this
+module touches a disk, and nothing heavy is imported: a wrong option is answered at once.
+
+Every option has one line in one of the tables below. `loop=` is not among them on purpose: mount(8)
+keeps it for loop devices and a helper never sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from mountstore import __version__
+from mountstore.cli.exits import Exit, Failure
+
+# Handed to the kernel as they are. The later of two opposites wins.
+KERNEL_FLAGS = frozenset({"nosuid", "nodev", "noexec", "sync", "dirsync", "noatime"})
+# Each takes these flags back.
+KERNEL_OPPOSITES: dict[str, frozenset[str]] = {
+    "suid": frozenset({"nosuid"}),
+    "dev": frozenset({"nodev"}),
+    "exec": frozenset({"noexec"}),
+    "async": frozenset({"sync", "dirsync"}),
+    "atime": frozenset({"noatime"}),
+}
+# Accepted and without effect here: words for mount(8), systemd or fusermount3, what is always so, and ways
+# to keep access times, which the kernel does not do for FUSE.
+IGNORED = frozenset(
+    {"defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "nousers"}
+    | {"owner", "noowner", "group", "nogroup", "uhelper", "helper", "comment", "silent", "loud"}
+    | {"iversion", "noiversion", "mand", "nomand", "default_permissions", "subtype", "fsname"}
+    | {"relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime"}
+    | {"diratime", "nodiratime", "symfollow"}
+)
+# Known elsewhere, refused here, each with what to do instead.
+REFUSED: dict[str, str] = {
+    "remount": "remount is not supported: unmount with umount.cas and mount again",
+    "loop": "loop belongs to mount(8); the request loop is chosen with fastloop or nofastloop",
+    "allow_root": "allow_root is not supported: use allow_other; permissions are always checked",
+    "auto_unmount": "auto_unmount is not supported: it would make a crash look like an empty directory; "
+    "a dead mount is cleaned up by the next mount",
+    "bind": "bind is done by mount(8): mount --bind",
+}
+# The words that turn an option of our own on or off.
+SWITCHES: dict[str, tuple[str, bool]] = {
+    "ro": ("read_only", True),
+    "rw": ("read_only", False),
+    "allow_other": ("allow_other", True),
+    "noallow_other": ("allow_other", False),
+    "acl": ("acl", True),
+    "noacl": ("acl", False),
+    "xattr": ("xattr", True),
+    "noxattr": ("xattr", False),
+    "handshake": ("handshake", True),
+    "nohandshake": ("handshake", False),
+    "fastloop": ("fast_loop", True),
+    "nofastloop": ("fast_loop", False),
+}
+VALUED = ("commit", "busy_poll", "dir_limit", "log")
+
+DIR_LIMIT_MIN = 16
+"""A directory of the balanced tree must at least hold its sixteen children."""
+DIR_LIMIT_MAX = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What `-o` chose; None where nothing was said and the default depends on who mounts."""
+
+    read_only: bool = False
+    allow_other: bool | None = None
+    acl: bool = False
+    xattr: bool = True
+    handshake: bool = True
+    fast_loop: bool = True
+    kernel: frozenset[str] = frozenset()
+    commit_s: float = 5.0
+    busy_poll_us: int = 200
+    dir_limit: int | None = None
+    log: str | None = None
+    unknown: tuple[str, ...] = ()
+    """Options that were accepted because of -s; they have no effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of mount.cas."""
+
+    store: str
+    mountpoint: str
+    choices: Choices = field(default_factory=Choices)
+    f_flag: bool = False
+    """`-f` was given: fake if mount(8) is calling, foreground if a person is."""
+    foreground: bool = False
+    fake: bool = False
+    verbose: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with mount(8)'s exit code for wrong usage, and no guessing of shortened options."""
+
+    def __init__(self, prog: str, description: str, usage: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("--version", "-V", action="version", version=f"{prog} {__version__}")
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure(Exit.USAGE, f"{message} (see {self.prog} --help)")
+
+
+def split_options(text: str) -> list[str]:
+    r"""Split an `-o` argument at its commas.
+
+    A comma inside double quotes (`log="/var/log/a,b"`, as mount(8) writes it) or behind a backslash
+    (as FUSE writes it) belongs to the value. Empty parts are dropped, since `-o ,ro` is common.
+    """
+    parts: list[str] = []
+    part: list[str] = []
+    quoted = False
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            following = next(characters, "")
+            part.append(following if following in (",", "\\", '"') else character + following)
+        elif character == '"':
+            quoted = not quoted
+        elif character == "," and not quoted:
+            parts.append("".join(part))
+            part = []
+        else:
+            part.append(character)
+    if quoted:
+        raise Failure(Exit.USAGE, f"a double quote is not closed in -o {text}")
+    parts.append("".join(part))
+    return [part for part in parts if part]
+
+
+def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
+    """Read the arguments of all `-o`, in order; what comes later wins.
+
+    Raises:
+      Failure: An option is unknown (unless `sloppy`), refused, or has an unusable value.
+    """
+    values: dict[str, object] = {}
+    kernel: set[str] = set()
+    unknown: list[str] = []
+    for option in (part for text in texts for part in split_options(text)):
+        name, equals, value = option.partition("=")
+        if name in REFUSED:
+            raise Failure(Exit.USAGE, REFUSED[name])
+        if name in IGNORED or name.startswith(("x-", "X-")):
+            continue
+        if name in VALUED:
+            if not value:
+                raise Failure(Exit.USAGE, f"option {name} needs a value: {name}=…")
+            key, parsed = _parse_value(name, value)
+            values[key] = parsed
+        elif equals and (name in SWITCHES or name in KERNEL_FLAGS or name in KERNEL_OPPOSITES):
+            raise Failure(Exit.USAGE, f"option {name} takes no value: {option}")
+        elif name in SWITCHES:
+            key, state = SWITCHES[name]
+            values[key] = state
+        elif name in KERNEL_FLAGS or name in KERNEL_OPPOSITES:
+            kernel -= KERNEL_OPPOSITES.get(name, frozenset())
+            kernel |= {name} & KERNEL_FLAGS
+        elif sloppy:
+            unknown.append(option)
+        else:
+            raise Failure(Exit.USAGE, f"unknown option {option}{_suggestion(name)}")
+    return Choices(**values, kernel=frozenset(kernel), unknown=tuple(unknown))  # type: ignore[arg-type]
+
+
+def _parse_value(name: str, value: str) -> tuple[str, object]:
+    match name:
+        case "commit":
+            return "commit_s", _number(name, value, 0.1, 3600.0, "seconds")
+        case "busy_poll":
+            return "busy_poll_us", int(_number(name, value, 0, 100_000, "microseconds", whole=True))
+        case "dir_limit":
+            limits = (DIR_LIMIT_MIN, DIR_LIMIT_MAX)
+            return "dir_limit", int(_number(name, value, *limits, "entries", whole=True))
+        case _:
+            if value in ("stderr", "syslog", "journal"):
+                return "log", value
+            if not os.path.isabs(value):
+                raise Failure(Exit.USAGE, f"log={value}: give an absolute path, or stderr, syslog or journal")
+            return "log", value
+
+
+def _number(name: str, value: str, low: float, high: float, unit: str, *, whole: bool = False) -> float:
+    try:
+        number = int(value) if whole else float(value)
+    except ValueError:
+        number = -1  # outside every range
+    if not low <= number <= high:
+        kind = "a whole number" if whole else "a number"
+        raise Failure(Exit.USAGE, f"{name}={value}: must be {kind} of {unit} from {low:g} to {high:g}")
+    return number
+
+
+def _suggestion(name: str) -> str:
+    import difflib
+
+    known = sorted({*SWITCHES, *VALUED, *KERNEL_FLAGS, *KERNEL_OPPOSITES, *IGNORED})
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+USAGE = "mount.cas STORE MOUNTPOINT [-fnsv] [-o OPTION[,OPTION…]] [-t TYPE] [--foreground | --fake]"
+
+EPILOG = f"""\
+options behind -o:
+  ro, rw               read only; read and write (default)
+  allow_other          let other users in; on for root, off for others (noallow_other)
+  acl                  POSIX access control lists
+  noxattr              no extended attributes
+  commit=SECONDS       at most this much unsynced work is lost with the power (5)
+  log=WHERE            an absolute path, journal, syslog, or (in the foreground) stderr
+  dir_limit=N          entries in a directory of blobs, for a store that this mount creates
+                       ({DIR_LIMIT_MIN}…; 32000); an existing store must have been made with the same
+  busy_poll=MICROSECONDS, nofastloop, nohandshake
+                       for measuring and for trouble, see docs/mounting.md
+  nosuid nodev noexec sync dirsync noatime relatime … and their opposites: as for every filesystem
+  nofail _netdev user x-… and other options of mount(8) and systemd are accepted
+
+-f means two things. mount(8) says -f for "fake": check everything, mount nothing. A person who
+types mount.cas -f wants the foreground. So -f is fake exactly when the calling process is
+mount(8), and foreground otherwise; --fake and --foreground say it outright.
+
+exit codes: 0 mounted; 1 usage or permission; 2 system error; 4 a bug in mount.cas;
+8 interrupted; 32 not mounted
+"""
+
+
+def parse_arguments(argv: Sequence[str]) -> Request:
+    """Read the command line of mount.cas; `--help` and `--version` end the program."""
+    parser = Parser("mount.cas", "Mount the store in STORE on the directory MOUNTPOINT.", USAGE, EPILOG)
+    parser.add_argument("store", metavar="STORE", help="the store's directory; made if absent or empty")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an existing directory")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS")
+    parser.add_argument("-f", dest="f_flag", action="store_true", help="foreground, or fake: see below")
+    parser.add_argument("--foreground", action="store_true", help="serve until unmounted, log to stderr")
+    parser.add_argument("--fake", action="store_true", help="check everything, mount nothing")
+    parser.add_argument("-s", dest="sloppy", action="store_true", help="ignore options nobody knows")
+    parser.add_argument("-n", action="store_true", help="no effect (there is no mtab to write)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is done")
+    parser.add_argument("-t", dest="type", default="cas", metavar="TYPE", help="cas or fuse.cas")
+    parser.add_argument("-N", dest="namespace", metavar="NAMESPACE", help="refused: use nsenter --mount")
+    got = parser.parse_intermixed_args(list(argv))
+    if got.type.removeprefix("fuse.").partition(".")[0] != "cas":
+        raise Failure(Exit.USAGE, f"-t {got.type}: this program mounts the types cas and fuse.cas only")
+    if got.namespace is not None:
+        raise Failure(
+            Exit.USAGE,
+            f"-N {got.namespace}: other mount namespaces are entered with nsenter --mount=… mount.cas …",
+        )
+    if got.foreground and got.fake:
+        raise Failure(Exit.USAGE, "--foreground and --fake exclude each other")
+    for path, what in ((got.store, "store"), (got.mountpoint, "mount point")):
+        if not path:
+            raise Failure(Exit.USAGE, f"the {what} is an empty string")
+    return Request(
+        store=got.store,
+        mountpoint=got.mountpoint,
+        choices=parse_options(got.options, sloppy=got.sloppy),
+        f_flag=got.f_flag,
+        foreground=got.foreground,
+        fake=got.fake,
+        verbose=got.verbose,
+    )

@@ -1,0 +1,195 @@
+"""umount.cas: unmount a store and wait until everything in it is safe on disk.
+
+umount(8) calls this as `umount.fuse.cas DIRECTORY [-flnrv]`, so with the links in /sbin a plain umount waits
+too. The kernel lets go of a mount before its daemon has written the last of it. That is over when the
+daemon's process ends; a pidfd opened before the unmount tells, however soon the number is used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mountstore.cli.exits import Exit, Failure, run_guarded, say
+from mountstore.cli.options import Parser
+from mountstore.errors import AbsentError, BusyError
+from mountstore.fuse.mounts import Mount, is_dead, mount_at, read_mounts, unmount
+
+PROGRAM = "umount.cas"
+
+USAGE = "umount.cas [-flnrv] MOUNTPOINT | STORE"
+
+EPILOG = """\
+Returns when the daemon has put everything on disk and ended. A lazy unmount (-l) of a mount in use
+returns at once, and the daemon goes on until the last user is done.
+
+exit codes: 0 unmounted; 1 usage or permission; 2 system error; 4 a bug in umount.cas;
+8 interrupted; 32 not unmounted
+"""
+
+USERS_SHOWN = 10
+"""As many processes are named when a mount is busy; finding more only takes time."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A process that keeps a mount busy."""
+
+    pid: int
+    name: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid}, {self.how})"
+
+
+def find_users(mountpoint: str, *, limit: int = USERS_SHOWN) -> list[User]:
+    """The processes that work in, run from, or have open something below `mountpoint`, at most `limit`.
+
+    Processes of others are invisible to an ordinary user, and so are not found.
+    """
+    users: list[User] = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        how = _use(f"/proc/{pid}", mountpoint)
+        if how is not None:
+            users.append(User(pid, _name_of(pid), how))
+            if len(users) == limit:
+                break
+    return users
+
+
+def _use(process: str, mountpoint: str) -> str | None:
+    for link, how in (("cwd", "works in"), ("root", "has as root"), ("exe", "runs")):
+        if (target := _link_below(f"{process}/{link}", mountpoint)) is not None:
+            return f"{how} {target}"
+    for directory, how in (("fd", "has open"), ("map_files", "has mapped")):
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"{process}/{directory}"):
+                if (target := _link_below(f"{process}/{directory}/{name}", mountpoint)) is not None:
+                    return f"{how} {target}"
+    return None
+
+
+def _link_below(link: str, mountpoint: str) -> str | None:
+    try:
+        target = os.readlink(link)
+    except OSError:
+        return None
+    return target if target == mountpoint or target.startswith(mountpoint.rstrip("/") + "/") else None
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            return comm.read().rstrip("\n")
+    except OSError:
+        return "?"
+
+
+def find_mount(given: str) -> Mount:
+    """The mount of ours that `given` names, by mount point or by store.
+
+    Raises:
+      Failure: There is none, or several mounts of that store.
+    """
+    path = os.path.realpath(given)
+    mount = mount_at(path)
+    if mount is not None and mount.ours:
+        return mount
+    of_store = [m for m in read_mounts() if m.ours and store_of(m) == path]
+    if len(of_store) > 1:
+        places = ", ".join(m.mountpoint for m in of_store)
+        raise Failure(Exit.USAGE, f"{given} is mounted more than once: name one of {places}")
+    if of_store:
+        return of_store[0]
+    if mount is not None:
+        raise Failure(
+            Exit.FAILED, f"{given} is a mount of type {mount.filesystem_type}: that is umount's work"
+        )
+    raise Failure(Exit.FAILED, f"{given} is not mounted")
+
+
+def store_of(mount: Mount) -> str:
+    """The directory of the store behind a mount of ours."""
+    return mount.source
+
+
+def _open_server(mount: Mount) -> int | None:
+    """A pidfd of the process that serves `mount`, or None if there is no such process in sight."""
+    from mountstore.store import holder_of
+
+    pid = holder_of(store_of(mount))
+    if pid is None:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = Parser(PROGRAM, "Unmount a store and wait until it is safe on disk.", USAGE, EPILOG)
+    parser.add_argument("target", metavar="MOUNTPOINT")
+    parser.add_argument("-f", "--force", action="store_true", help="abort what waits for the daemon (root)")
+    parser.add_argument("-l", "--lazy", action="store_true", help="detach now, end when nobody uses it")
+    parser.add_argument("-n", action="store_true", help="no effect (there is no mtab to write)")
+    parser.add_argument("-r", action="store_true", help="no effect (a mount cannot turn read-only)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is done")
+    parser.add_argument("-t", dest="type", help="ignored, for umount(8)")
+    parser.add_argument("-N", dest="namespace", metavar="NAMESPACE", help="refused: use nsenter --mount")
+    got = parser.parse_intermixed_args(list(argv))
+    if got.namespace is not None:
+        raise Failure(
+            Exit.USAGE,
+            f"-N {got.namespace}: other mount namespaces are entered with nsenter --mount=… umount.cas …",
+        )
+    if not got.target:
+        raise Failure(Exit.USAGE, "the mount point is an empty string")
+
+    mount = find_mount(got.target)
+    dead = is_dead(mount.mountpoint)
+    server = None if dead else _open_server(mount)
+    # Looked up first: files in a mount that was detached have no path to find them by.
+    lingers = got.lazy and bool(find_users(mount.mountpoint, limit=1))
+    try:
+        unmount(mount.mountpoint, force=got.force, lazy=got.lazy or dead)
+    except BusyError as exc:
+        raise Failure(Exit.FAILED, _busy_message(mount.mountpoint, got.target)) from exc
+    except AbsentError:
+        # Somebody else was faster; what is left is to wait.
+        pass
+    if server is not None and not lingers:
+        if got.verbose:
+            say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
+        _wait_for_end(server)
+    if got.verbose:
+        say(PROGRAM, f"{got.target} is unmounted")
+    return Exit.OK
+
+
+def _wait_for_end(server: int) -> None:
+    """Wait until the process behind a pidfd has ended."""
+    poller = select.poll()
+    poller.register(server, select.POLLIN)
+    poller.poll()
+
+
+def _busy_message(mountpoint: str, given: str) -> str:
+    users = find_users(mountpoint)
+    if not users:
+        return f"{given} is in use by something out of sight (another user's process, or a mount below it)"
+    more = ", and maybe more" if len(users) == USERS_SHOWN else ""
+    return f"{given} is in use by {', '.join(map(str, users))}{more}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns umount(8)'s exit code."""
+    return run_guarded(PROGRAM, lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
