@@ -79,6 +79,10 @@ class StaleError(MountstoreError):
     """The inode that was asked for existed once and is gone."""
 
 
+class CancelledError(MountstoreError):
+    """The caller asked for long work to be given up; what it did so far harms nothing."""
+
+
 # --- the state of the store ---
 
 

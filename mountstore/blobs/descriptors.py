@@ -1,0 +1,114 @@
+"""Open descriptors of blobs, kept so that a read does not look a blob up again.
+
+1. A descriptor in use is never closed.
+2. At most `limit` idle ones are kept, the least recently used go first.
+3. Running out of descriptors, here or in the whole process, costs the idle ones and then a second attempt.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import MountstoreError
+
+__all__ = ["Descriptor", "DescriptorCache"]
+
+
+class Descriptor:
+    """A blob open for reading, from `DescriptorCache.acquire` until `release`."""
+
+    __slots__ = ("digest", "fd", "users")
+
+    def __init__(self, digest: Digest, fd: int) -> None:
+        self.digest = digest
+        self.fd = fd
+        self.users = 1
+
+
+class DescriptorCache:
+    """Open blobs by digest. Any thread.
+
+    Args:
+        limit: How many to keep open while nobody uses them.
+    """
+
+    def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._used: dict[Digest, Descriptor] = {}
+        self._idle: OrderedDict[Digest, Descriptor] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many descriptors are open."""
+        return len(self._used) + len(self._idle)
+
+    def acquire(self, tree: BalancedTree, digest: Digest) -> Descriptor:
+        """The open blob, to be given back with `release`. May block for a look-up of its name.
+
+        Raises:
+            BlobMissingError, CorruptError, OSError: As `BalancedTree.open`.
+        """
+        with self._lock:
+            found = self._find(digest)
+        if found is not None:
+            return found
+        try:
+            fd = tree.open(digest)
+        except MountstoreError:
+            raise
+        except OSError:
+            # Most likely EMFILE or ENFILE; whatever it was, the second attempt tells.
+            if not self.close_idle():
+                raise
+            fd = tree.open(digest)
+        with self._lock:
+            found = self._find(digest)
+            if found is None:
+                found = self._used[digest] = Descriptor(digest, fd)
+                return found
+        os.close(fd)
+        return found
+
+    def release(self, descriptor: Descriptor) -> None:
+        with self._lock:
+            descriptor.users -= 1
+            if descriptor.users:
+                return
+            if self._used.get(descriptor.digest) is descriptor:
+                del self._used[descriptor.digest]
+                self._idle[descriptor.digest] = descriptor
+                if len(self._idle) <= self._limit:
+                    return
+                _, descriptor = self._idle.popitem(last=False)
+        os.close(descriptor.fd)
+
+    def forget(self, digest: Digest) -> None:
+        """Open the blob anew next time: the file of that name was replaced."""
+        with self._lock:
+            self._used.pop(digest, None)
+            descriptor = self._idle.pop(digest, None)
+        if descriptor is not None:
+            os.close(descriptor.fd)
+
+    def close_idle(self) -> int:
+        """Close what nobody uses; how many that were. At the end of a mount that is all."""
+        with self._lock:
+            idle = list(self._idle.values())
+            self._idle.clear()
+        for descriptor in idle:
+            os.close(descriptor.fd)
+        return len(idle)
+
+    def _find(self, digest: Digest) -> Descriptor | None:
+        found = self._used.get(digest)
+        if found is None:
+            found = self._idle.pop(digest, None)
+            if found is None:
+                return None
+            self._used[digest] = found
+        found.users += 1
+        return found

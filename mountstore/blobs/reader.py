@@ -1,0 +1,271 @@
+"""Reading a content: from offsets to pieces to verified bytes.
+
+1. Bytes are returned only from blobs that were found good since mount; otherwise an exception names the blob.
+2. A missing or damaged blob concerns the bytes in it alone; everything else of the file stays readable.
+3. Zeros are returned for holes only.
+4. Memory: the manifest (some 60 bytes a piece) from the first read to `close`, and each piece under
+   verification.
+
+`pread_nowait` is meant for a thread that must not wait for the disk: it answers from the page cache or not at
+all. Everything else blocks, and may be called from any number of worker threads at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from mountstore.blobs.chunking import PIECE_SIZE_LIMIT
+from mountstore.blobs.content import Content, ContentKind
+from mountstore.blobs.descriptors import DescriptorCache
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.manifest import Manifest, load_manifest
+from mountstore.blobs.tree import BalancedTree
+from mountstore.blobs.verification import VerifiedBlobs, check_bytes, check_open_blob, pread_exactly
+from mountstore.errors import CorruptError, MisuseError, MountstoreError
+
+__all__ = ["INLINE_MAX", "ContentReader", "DescriptorCache", "VerifiedBlobs"]
+
+INLINE_MAX: Final = 128 << 10
+"""A blob up to this size is verified where it is read, without a thread: that takes some 10 us."""
+
+_SCRATCH_BYTES: Final = 1 << 20
+
+
+class _Scratch(threading.local):
+    """A buffer for preadv: a fresh one would be zeroed first, which costs as much as the read."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_SCRATCH_BYTES))
+
+
+_scratch: Final = _Scratch()
+
+
+class ContentReader:
+    """One content, open for reading.
+
+    Args:
+        checksum: XXH3-128 of the blob or manifest blob that `content` names, from the catalog; None if it is
+            not known: then that blob is verified by its SHA-256.
+        verified, descriptors: Shared by all readers of a mount.
+
+    Nothing is read before the first call. Between calls no descriptor is held.
+    """
+
+    __slots__ = (
+        "_checksum",
+        "_descriptors",
+        "_digest",
+        "_last",
+        "_loading",
+        "_manifest",
+        "_tree",
+        "_verified",
+        "content",
+        "size_bytes",
+    )
+
+    def __init__(
+        self,
+        tree: BalancedTree,
+        content: Content,
+        checksum: bytes | None,
+        verified: VerifiedBlobs,
+        descriptors: DescriptorCache,
+    ) -> None:
+        kind, digest, size_bytes = content
+        if (digest is None) != (kind is ContentKind.EMPTY) or (digest is None and size_bytes):
+            raise MisuseError(f"not a content: {content}")
+        if kind is ContentKind.BLOB and digest is not None and digest.size_bytes != size_bytes:
+            raise CorruptError(f"blob {digest.name} stands for a content of {size_bytes} bytes")
+        self._tree = tree
+        self.content = content
+        self.size_bytes = size_bytes
+        self._digest = digest
+        self._checksum = checksum
+        self._verified = verified
+        self._descriptors = descriptors
+        self._manifest: Manifest | None = None
+        self._loading = threading.Lock()
+        # The entry that was verified last; only a hint for reading ahead.
+        self._last = -1
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """The bytes [offset, offset + length), as far as the content reaches; blocks.
+
+        Raises:
+            BlobMissingError, CorruptError: A blob that is needed is not there, or not what was written.
+            OSError: As the system says. None of these concerns later calls.
+        """
+        end = min(offset + length, self.size_bytes)
+        if offset >= end or self._digest is None:
+            return b""
+        if self.content.kind is ContentKind.BLOB:
+            return self._read(self._digest, self._checksum, offset, end - offset)
+        manifest = self._manifest or self._load(self._digest)
+        parts: list[bytes] = []
+        i = manifest.find(offset)
+        while offset < end:
+            start, size, digest, checksum = manifest.entry(i)
+            stop = min(end, start + size)
+            if digest is None:
+                parts.append(bytes(stop - offset))
+            else:
+                if digest not in self._verified:
+                    self._read_ahead(manifest, i)
+                parts.append(self._read(digest, checksum, offset - start, stop - offset))
+            offset = stop
+            i += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def pread_nowait(self, offset: int, length: int) -> bytes | None:
+        """As `pread` if the disk need not be waited for, else None; never None twice after a `pread`.
+
+        (Unless the page cache or `VerifiedBlobs` has dropped it in between.) The name of a blob that is not
+        open yet is looked up here. Raises: as `pread`.
+        """
+        end = min(offset + length, self.size_bytes)
+        if offset >= end or self._digest is None:
+            return b""
+        if self.content.kind is ContentKind.BLOB:
+            return self._read_nowait(self._digest, self._checksum, offset, end - offset)
+        manifest = self._manifest
+        if manifest is None:
+            return None
+        parts: list[bytes] = []
+        i = manifest.find(offset)
+        while offset < end:
+            start, size, digest, checksum = manifest.entry(i)
+            stop = min(end, start + size)
+            if digest is None:
+                parts.append(bytes(stop - offset))
+            else:
+                part = self._read_nowait(digest, checksum, offset - start, stop - offset)
+                if part is None:
+                    return None
+                parts.append(part)
+            offset = stop
+            i += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Verify what holds [offset, offset + length), so that `pread_nowait` finds it; blocks.
+
+        What is wrong with a blob is left for the read that wants it.
+        """
+        end = min(offset + length, self.size_bytes)
+        if offset >= end or self._digest is None:
+            return
+        try:
+            if self.content.kind is ContentKind.BLOB:
+                self._read(self._digest, self._checksum, offset, 0)
+                return
+            manifest = self._manifest or self._load(self._digest)
+            for i in range(manifest.find(offset), manifest.find(end - 1) + 1):
+                _, _, digest, checksum = manifest.entry(i)
+                if digest is not None and digest not in self._verified:
+                    self._read(digest, checksum, 0, 0)
+        except (MountstoreError, OSError):
+            pass
+
+    def data_ranges(self) -> Iterator[tuple[int, int]]:
+        """The ranges (start, end), in order, outside which everything is zero; blocks. Raises: as `pread`."""
+        if self._digest is None:
+            return iter(())
+        if self.content.kind is ContentKind.BLOB:
+            return iter([(0, self.size_bytes)])
+        return iter((self._manifest or self._load(self._digest)).data_ranges())
+
+    def close(self) -> None:
+        """Let go of the manifest. Reads under way end as usual."""
+        self._manifest = None
+
+    def _load(self, digest: Digest) -> Manifest:
+        with self._loading:
+            if self._manifest is None:
+                self._manifest = load_manifest(self._whole, digest, self._checksum, self.size_bytes).manifest
+            return self._manifest
+
+    def _whole(self, digest: Digest, checksum: bytes | None) -> bytes:
+        return self._read(digest, checksum, 0, digest.size_bytes)
+
+    def _read(self, digest: Digest, checksum: bytes | None, start: int, length: int) -> bytes:
+        """Part of one blob, which is verified unless it was; blocks."""
+        try:
+            descriptor = self._descriptors.acquire(self._tree, digest)
+            try:
+                if digest in self._verified:
+                    return pread_exactly(descriptor.fd, length, start, digest)
+                if digest.size_bytes <= PIECE_SIZE_LIMIT:
+                    data = pread_exactly(descriptor.fd, digest.size_bytes, 0, digest)
+                    check_bytes(data, digest, checksum)
+                    data = data[start : start + length]
+                else:
+                    check_open_blob(descriptor.fd, digest, checksum)
+                    data = pread_exactly(descriptor.fd, length, start, digest)
+                self._verified.record_success(digest)
+                return data
+            finally:
+                self._descriptors.release(descriptor)
+        except CorruptError:
+            self._distrust(digest)
+            raise
+
+    def _read_nowait(self, digest: Digest, checksum: bytes | None, start: int, length: int) -> bytes | None:
+        known = digest in self._verified
+        if not known and digest.size_bytes > INLINE_MAX:
+            return None
+        try:
+            descriptor = self._descriptors.acquire(self._tree, digest)
+            try:
+                if known:
+                    return _read_cached(descriptor.fd, length, start)
+                data = _read_cached(descriptor.fd, digest.size_bytes, 0)
+                if data is None:
+                    return None
+                check_bytes(data, digest, checksum)
+                self._verified.record_success(digest)
+                return data[start : start + length]
+            finally:
+                self._descriptors.release(descriptor)
+        except CorruptError:
+            self._distrust(digest)
+            raise
+
+    def _distrust(self, digest: Digest) -> None:
+        self._verified.record_failure(digest)
+        # Its file may be replaced by a good one; an open descriptor would keep the bad one.
+        self._descriptors.forget(digest)
+
+    def _read_ahead(self, manifest: Manifest, i: int) -> None:
+        """Entry `i` is read for the first time: have the kernel fetch the next if this one followed on."""
+        sequential = i == self._last + 1
+        self._last = i
+        if not sequential or i + 1 >= len(manifest):
+            return
+        digest = manifest.entry(i + 1).digest
+        if digest is None or digest in self._verified:
+            return
+        try:
+            descriptor = self._descriptors.acquire(self._tree, digest)
+            try:
+                os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                self._descriptors.release(descriptor)
+        except (MountstoreError, OSError):
+            pass  # only an advice; the read that wants the piece will say what is wrong
+
+
+def _read_cached(fd: int, length: int, offset: int) -> bytes | None:
+    """Bytes of a file that lie in the page cache, all of them or None."""
+    view = _scratch.view[:length] if length <= _SCRATCH_BYTES else memoryview(bytearray(length))
+    try:
+        if os.preadv(fd, [view], offset, os.RWF_NOWAIT) != length:
+            return None
+    except OSError:
+        # Not in the cache, or not supported by this file system; a real error shows in the blocking read.
+        return None
+    return bytes(view)
