@@ -105,13 +105,13 @@ def _serve_and_report(serve: Serve, writer: int, said: int) -> Exit:
         serve(on_ready)
     except BaseException as exc:
         code = exit_code_of(exc)
-        logger = logging.getLogger("mountstore")
-        logger.critical("%s", message_of(exc), exc_info=exc if code is Exit.BUG else None)
         if not ready:
-            output = os.pread(said, _PRE_READY_OUTPUT_BYTES, 0).decode("utf-8", "surrogateescape").split()
+            output = os.fsdecode(os.pread(said, _PRE_READY_OUTPUT_BYTES, 0)).split()
             message = f"{message_of(exc)} ({' '.join(output)})" if output else message_of(exc)
             with contextlib.suppress(BrokenPipeError):
                 os.write(writer, b"%d\n%s" % (code, os.fsencode(message)))
+        logger = logging.getLogger("mountstore")
+        logger.critical("%s", message_of(exc), exc_info=exc if code is Exit.BUG else None)
         return code
     return Exit.OK
 

@@ -24,7 +24,7 @@ exit codes: 0 made; 1 wrong usage; 2 system error; 4 a bug in mkfs.cas; 32 not m
 """
 
 PIECE_MAX_MIN = 64 * 1024
-PIECE_MAX_MAX = 64 * 1024 * 1024
+PIECE_MAX_MAX = 16 * 1024 * 1024
 
 _SIZE = re.compile(r"(\d+)([KMkm]?)(?:iB|B)?")
 _FACTOR = {"": 1, "k": 1024, "m": 1024 * 1024}
@@ -86,10 +86,10 @@ def _run(argv: Sequence[str]) -> int:
             print(f"{printable(got.store)}: a store can be made here")
         return Exit.OK
 
-    from mountstore.store import create_store, read_config
+    from mountstore.store import create_store
 
-    create_store(store, dir_limit=dir_limit, piece_max=piece_max)
-    config = read_config(store)
+    limits = {"dir_limit": dir_limit, "piece_max": piece_max}
+    config = create_store(store, **{name: value for name, value in limits.items() if value is not None})
     if not got.quiet:
         adopted = ", adopting the blobs that are there" if adopting else ""
         print(f"{printable(got.store)}: made a store{adopted}")

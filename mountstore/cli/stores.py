@@ -34,7 +34,7 @@ def prepare_store(path: str, *, dir_limit: int | None, read_only: bool) -> None:
             raise Failure(
                 Exit.FAILED, f"{printable(path)} is no store yet: make one with mkfs.cas, or mount without ro"
             )
-        create_store(path, dir_limit=dir_limit)
+        create_store(path, **({} if dir_limit is None else {"dir_limit": dir_limit}))
     elif dir_limit is not None and (actual := read_config(path).dir_limit) != dir_limit:
         raise Failure(
             Exit.USAGE, f"dir_limit={dir_limit}: the store {printable(path)} was made with dir_limit={actual}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Parser
 from mountstore.errors import AbsentError, BusyError
-from mountstore.fuse.mounts import Mount, is_dead, mount_at, read_mounts, unmount
+from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, read_mounts, unmount
 
 PROGRAM = "umount.cas"
 
@@ -119,16 +119,36 @@ def store_of(mount: Mount) -> str:
 
 
 def _open_server(mount: Mount) -> int | None:
-    """A pidfd of the process that serves `mount`, or None if there is no such process in sight."""
-    from mountstore.store import holder_of
+    """A pidfd of the process that serves `mount`, or None if there is none in sight that has to write.
 
-    pid = holder_of(store_of(mount))
-    if pid is None:
+    It is the one that holds the store's lock. The lock file names it; that it has the file open tells it
+    from a process that has the same number on another machine, in another container, or after a crash.
+    A read-only mount holds no lock and has nothing to write.
+    """
+    if mount.read_only:
         return None
+    # Reading the file here, and not through mountstore.store, saves importing all of that.
+    lock = os.path.join(store_of(mount), "lock")
+    server = None
     try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None
+        with open(lock, "rb") as file:
+            pid = int(file.read(100).split()[0])
+        server = os.pidfd_open(pid)
+        # After the pidfd, so that it is this very process that is looked at.
+        if any(_same_file(f"/proc/{pid}/fd/{name}", lock) for name in os.listdir(f"/proc/{pid}/fd")):
+            return server
+    except (OSError, ValueError, IndexError):
+        pass
+    if server is not None:
+        os.close(server)
+    return None
+
+
+def _same_file(link: str, path: str) -> bool:
+    try:
+        return os.readlink(link) == path
+    except OSError:
+        return False
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -153,8 +173,6 @@ def _run(argv: Sequence[str]) -> int:
     mount = find_mount(got.target)
     dead = is_dead(mount.mountpoint)
     server = None if dead else _open_server(mount)
-    # Looked up first: files in a mount that was detached have no path to find them by.
-    lingers = got.lazy and bool(find_users(mount.mountpoint, limit=1))
     try:
         unmount(mount.mountpoint, force=got.force, lazy=got.lazy or dead)
     except BusyError as exc:
@@ -162,10 +180,15 @@ def _run(argv: Sequence[str]) -> int:
     except AbsentError:
         # Somebody else was faster; what is left is to wait.
         pass
-    if server is not None and not lingers:
-        if got.verbose:
-            say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
-        _wait_for_end(server)
+    if is_gone(mount):
+        if server is not None:
+            if got.verbose:
+                say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
+            _wait_for_end(server)
+        elif not dead and not mount.read_only:
+            say(PROGRAM, f"{got.target} is unmounted, but its daemon is out of sight and was not waited for")
+    elif not got.lazy:
+        say(PROGRAM, f"{store_of(mount)} is still mounted elsewhere (a bind mount, a container): it goes on")
     if got.verbose:
         say(PROGRAM, f"{got.target} is unmounted")
     return Exit.OK

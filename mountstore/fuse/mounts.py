@@ -42,6 +42,8 @@ class Mount:
     filesystem_type: str
     source: str
     """What was mounted, as the kernel tells it; for our mounts, the store."""
+    read_only: bool
+    """The file system takes no writes, wherever it is mounted."""
 
     @property
     def ours(self) -> bool:
@@ -65,6 +67,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 device=fields[2].decode("ascii"),
                 filesystem_type=_unescape(fields[separator + 1]),
                 source=_unescape(fields[separator + 2]),
+                read_only=b"ro" in fields[separator + 3].split(b","),
             )
         )
     return mounts
@@ -79,6 +82,15 @@ def read_mounts() -> list[Mount]:
 def mount_at(mountpoint: str) -> Mount | None:
     """The topmost mount on exactly this directory, or None."""
     return next((m for m in reversed(read_mounts()) if m.mountpoint == mountpoint), None)
+
+
+def is_gone(mount: Mount) -> bool:
+    """Whether the kernel has given up the whole file system, not just this mount point of it.
+
+    Bind mounts, other mount namespaces and open files after a lazy unmount keep it. Every FUSE file system
+    has a backing device in sysfs, which goes with it.
+    """
+    return not os.path.exists(f"/sys/class/bdi/{mount.device}")
 
 
 def is_dead(path: str) -> bool:
@@ -141,17 +153,12 @@ def _unmount_by_fusermount(mountpoint: str, *, lazy: bool) -> None:
     if program is None:
         raise MountError("fusermount3 not found: install the package fuse3")
     command = [program, "-u", *(["-z"] if lazy else []), "--", mountpoint]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode == 0:
         return
+    # fusermount3 tells only in words, and only in English: it never calls setlocale(3).
     said = os.fsdecode(done.stderr).strip()
-    if os.strerror(errno.EBUSY) in said or "Device or resource busy" in said:
+    if said.endswith("Device or resource busy"):
         raise BusyError(f"{mountpoint} is in use")
     if "not found in" in said:
         raise AbsentError(f"{mountpoint} is not mounted by you")
