@@ -26,6 +26,7 @@ from collections.abc import Callable
 from mountstore.cli.exits import Exit, exit_code_of, message_of
 
 _READY = b"+"
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _PRE_READY_OUTPUT_BYTES = 2000
 
 Serve = Callable[[Callable[[], None]], None]
@@ -43,12 +44,15 @@ def serve_detached(serve: Serve) -> tuple[Exit, str]:
     Thread: the only one of the process.
     """
     reader, writer = os.pipe()
+    # Held back from before the fork until whoever gets them knows what to do about the child.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     pid = os.fork()
     if pid == 0:
         _child(serve, writer)
     os.close(writer)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         with open(reader, "rb") as pipe:
             report = pipe.read()
     except KeyboardInterrupt:
@@ -102,6 +106,7 @@ def _serve_and_report(serve: Serve, writer: int, said: int) -> Exit:
         notify_service_manager(f"READY=1\nMAINPID={os.getpid()}")
 
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         serve(on_ready)
     except BaseException as exc:
         code = exit_code_of(exc)

@@ -31,11 +31,19 @@ class Failure(MountstoreError):
         self.code = code
 
 
+def cause_of(exc: BaseException) -> BaseException:
+    """What to tell of a group of exceptions, as trio raises them: the first unforeseen one, else the first."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc
+    causes = [cause_of(inner) for inner in exc.exceptions]
+    return next((cause for cause in causes if exit_code_of(cause) is Exit.BUG), causes[0])
+
+
 def exit_code_of(exc: BaseException) -> Exit:
     """The code a program ends with because of `exc`."""
-    match exc:
-        case Failure():
-            return exc.code
+    match cause_of(exc):
+        case Failure(code=code):
+            return code
         case MisuseError() | NotPermittedError():
             return Exit.USAGE
         case MountstoreError():
@@ -50,7 +58,7 @@ def exit_code_of(exc: BaseException) -> Exit:
 
 def message_of(exc: BaseException) -> str:
     """What the user is told about `exc`: what happened, to which file."""
-    match exc:
+    match exc := cause_of(exc):
         case MountstoreError():
             return str(exc)
         case KeyboardInterrupt():
@@ -89,7 +97,7 @@ def run_guarded(program: str, body: Callable[[], int]) -> int:
     """
     try:
         return body()
-    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - the outermost frame of a program
+    except (Exception, KeyboardInterrupt) as exc:
         code = exit_code_of(exc)
         if code is Exit.BUG:
             import traceback

@@ -6,6 +6,7 @@ Each case runs in a process of its own, since it forks and replaces signal handl
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -120,43 +121,23 @@ print(open({str(tmp_path / "done")!r}).read())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_parent_takes_the_child_with_it(number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"""{PRELUDE}
+def test_an_interrupted_parent_takes_the_child_with_it(tmp_path: Path, number: signal.Signals) -> None:
+    fifo = tmp_path / "child"
+    os.mkfifo(fifo)
+    body = f"""
 def serve(on_ready):
-    os.write(3, b"%d\\n" % os.getpid())
+    with open({str(fifo)!r}, "w") as out:
+        print(os.getpid(), file=out)
     signal.pause()
-child_says, child_end = os.pipe()
-original = os.fork
-def fork():
-    pid = original()
-    if pid:
-        os.close(child_end)
-        print(os.read(child_says, 1).decode(), flush=True)
-    return pid
-import mountstore.cli.daemon as daemon
-def serve(on_ready):
-    print("unused")
-    signal.pause()
-def leave(keep, real=daemon._leave_caller):
-    real((*keep, child_end))
-    os.write(child_end, b"x")
-daemon._leave_caller = leave
-os.fork = fork
 report(serve)
-""",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "x\n"
+"""
+    process = subprocess.Popen([sys.executable, "-c", PRELUDE + body], stdout=subprocess.PIPE, text=True)
+    child = os.pidfd_open(int(fifo.read_text()))
     process.send_signal(number)
-    rest, _ = process.communicate(timeout=60)
-    assert rest == "8 interrupted\n"
+    said, _ = process.communicate(timeout=60)
+    assert said == "8 interrupted\n"
+    assert select.select([child], [], [], 60)[0], "the child has ended, too"
+    os.close(child)
 
 
 @pytest.mark.parametrize("abstract", [False, True])
