@@ -1,0 +1,62 @@
+"""The one table that turns exceptions into what a system call returns."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Final
+
+import pyfuse3
+
+from mountstore import errors
+
+log = logging.getLogger(__name__)
+
+_ERRNOS: Final[dict[type[Exception], int]] = {
+    errors.MisuseError: errno.EINVAL,
+    errors.AbsentError: errno.ENOENT,
+    errors.ExistsError: errno.EEXIST,
+    errors.NotEmptyError: errno.ENOTEMPTY,
+    errors.WantsDirectoryError: errno.ENOTDIR,
+    errors.FoundDirectoryError: errno.EISDIR,
+    errors.NameTooLongError: errno.ENAMETOOLONG,
+    errors.TooManyLinksError: errno.EMLINK,
+    errors.NoAttributeError: errno.ENODATA,
+    errors.AttributeTooLargeError: errno.ENOSPC,
+    errors.NotSupportedError: errno.EOPNOTSUPP,
+    errors.NotPermittedError: errno.EPERM,
+    errors.TooLargeError: errno.EFBIG,
+    errors.ReadOnlyError: errno.EROFS,
+    errors.NoSpaceError: errno.ENOSPC,
+    errors.StaleError: errno.ESTALE,
+    errors.BusyError: errno.EBUSY,
+    errors.BlobMissingError: errno.EIO,
+    errors.CorruptError: errno.EIO,
+}
+
+_DAMAGE = (errors.BlobMissingError, errors.CorruptError)
+
+
+def errno_of(exc: BaseException, operation: str) -> int:
+    """The errno for an exception that a handler raised.
+
+    What says that the store is damaged is logged in one line; what nobody foresaw with its traceback, and
+    answered EIO, so that the mount goes on.
+    """
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    number = _ERRNOS.get(type(exc))  # type: ignore[arg-type]  # any exception may be looked up
+    if number is not None:
+        if isinstance(exc, _DAMAGE):
+            log.error("%s: %s", operation, exc)
+        return number
+    if isinstance(exc, OSError) and exc.errno:
+        log.error("%s: the store's disk answers: %s", operation, exc)
+        return exc.errno
+    log.error("%s: unforeseen", operation, exc_info=exc)
+    return errno.EIO
+
+
+def fuse_error(exc: BaseException, operation: str) -> pyfuse3.FUSEError:
+    """The same as an exception for pyfuse3."""
+    return pyfuse3.FUSEError(errno_of(exc, operation))

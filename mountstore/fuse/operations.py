@@ -1,0 +1,416 @@
+"""The request handlers: pyfuse3's terms on one side, the store's on the other. No logic of its own.
+
+Names are bytes; inode numbers of the kernel are those of the namespace. A file handle is a number of its own,
+a directory handle the inode's number. Look-up counts are not kept, see `mountstore.namespace.inodes`.
+
+The kernel caches (docs/architecture.md): entries and attributes for a day, since only this daemon changes
+them; names that do not exist too; data always; writes until it writes them back. It is then the authority on
+size and times of a regular file, so a WRITE does not touch the times here: the kernel sends them.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from mountstore.errors import ExistsError, FoundDirectoryError, NotSupportedError
+from mountstore.fuse.errnos import fuse_error
+from mountstore.namespace.files import Handle
+from mountstore.namespace.inodes import Inode
+from mountstore.namespace.namespace import NAME_MAX, Caller
+from mountstore.store import Store
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_CACHE_S = 86400.0
+"""How long the kernel may keep what it was told."""
+
+_BLOCK = 4096
+
+
+def _guarded(
+    handler: Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]:
+    """Let nothing but a FUSEError leave a handler: anything else would end the mount."""
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def guarded(self: Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except Exception as exc:
+            raise fuse_error(exc, name) from None
+
+    return guarded
+
+
+class Operations(pyfuse3.Operations):
+    """Handlers of one mount.
+
+    Args:
+      cache_s: How long the kernel may cache; shorter for a read-only mount beside a writer.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = True
+
+    def __init__(
+        self, store: Store, *, acl: bool = False, xattr: bool = True, cache_s: float = _CACHE_S
+    ) -> None:
+        super().__init__()
+        self.enable_acl = acl
+        self._xattr = xattr
+        self._store = store
+        self._namespace = store.namespace
+        self._files = store.files
+        self._attributes = store.attributes
+        self._find = store.namespace.find
+        self._get = store.namespace.get
+        self._cache_s = cache_s
+        self._handles: dict[int, Handle] = {}
+        self._numbers = itertools.count(1)
+        # A name that does not exist: inode number 0, kept by the kernel like any other answer.
+        self._absent = EntryAttributes()
+        self._absent.st_ino = InodeT(0)
+        self._absent.entry_timeout = cache_s
+
+    # --- presenting inodes ---
+
+    def _present(self, inode: Inode) -> EntryAttributes:
+        """The attributes of an inode as the kernel wants them; kept until they change."""
+        entry: EntryAttributes | None = inode.view
+        if entry is not None:
+            return entry
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(inode.id)
+        entry.st_mode = ModeT(inode.mode)
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = inode.size
+        draft = inode.draft
+        data = inode.allocated if draft is None else draft.allocated_bytes
+        entry.st_blocks = (data + _BLOCK - 1) // _BLOCK * (_BLOCK // 512)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        entry.entry_timeout = entry.attr_timeout = self._cache_s
+        inode.view = entry
+        return entry
+
+    # --- names ---
+
+    @_guarded
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        inode = self._find(parent_inode, name)
+        if inode is None:
+            return self._absent
+        return inode.view or self._present(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        try:
+            for inode in self._namespace.forget([number for number, _ in inode_list]):
+                await self._files.drop(inode)
+        except Exception as exc:
+            # There is no answer to a FORGET; the orphan goes at the next mount.
+            fuse_error(exc, "forget")
+
+    @_guarded
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._present(
+            self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), rdev=rdev)
+        )
+
+    @_guarded
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = ModeT(stat.S_IFDIR | mode & 0o7777)
+        return self._present(self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid)))
+
+    @_guarded
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        return self._present(
+            self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), target=target)
+        )
+
+    @_guarded
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._present(self._namespace.link(inode, new_parent_inode, new_name))
+
+    @_guarded
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._namespace.unlink(parent_inode, name)
+
+    @_guarded
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._namespace.rmdir(parent_inode, name)
+
+    @_guarded
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            if flags != pyfuse3.RENAME_EXCHANGE:
+                raise FUSEError(errno.EINVAL)
+            self._namespace.exchange(parent_inode_old, name_old, parent_inode_new, name_new)
+            return
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        source = self._find(parent_inode_old, name_old)
+        if source is not None and source.draft is not None:
+            # A file renamed over another must have its content by the time the rename is committed: after a
+            # crash the name has the old content or the new, never none.
+            await self._files.seal(source)
+        self._namespace.rename(
+            parent_inode_old,
+            name_old,
+            parent_inode_new,
+            name_new,
+            noreplace=bool(flags & pyfuse3.RENAME_NOREPLACE),
+        )
+
+    @_guarded
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        target = self._get(inode).target
+        if target is None:
+            raise FUSEError(errno.EINVAL)
+        return FileNameT(target)
+
+    # --- directories ---
+
+    @_guarded
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        self._get(inode).handles += 1
+        return FileHandleT(inode)
+
+    @_guarded
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        present = self._present
+        listing = self._namespace.listing(self._get(InodeT(fh)), start_id)
+        try:
+            for position, name, inode in listing:
+                if not pyfuse3.readdir_reply(token, FileNameT(name), inode.view or present(inode), position):
+                    break
+        finally:
+            listing.close()
+
+    @_guarded
+    async def releasedir(self, fh: FileHandleT) -> None:
+        inode = self._get(InodeT(fh))
+        inode.handles -= 1
+        if inode.handles == 0 and inode.nlink == 0 and inode.forgotten:
+            await self._files.drop(inode)
+
+    @_guarded
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._store.commits.hard_sync()
+
+    # --- attributes ---
+
+    @_guarded
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        found = self._get(inode)
+        return found.view or self._present(found)
+
+    @_guarded
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        found = self._get(inode)
+        self._namespace.require_writable()
+        if fields.update_size:
+            if not found.is_regular:
+                raise FUSEError(errno.EISDIR if found.is_directory else errno.EINVAL)
+            await self._files.truncate(found, attr.st_size, privileged=ctx.uid == 0)
+            self._namespace.resized(found)
+        mode = attr.st_mode if fields.update_mode else None
+        uid = attr.st_uid if fields.update_uid else None
+        gid = attr.st_gid if fields.update_gid else None
+        atime_ns = attr.st_atime_ns if fields.update_atime else None
+        mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
+        # A chown(2) that changes neither id comes as a request without a field, or the change time alone.
+        named = mode is None and atime_ns is None and mtime_ns is None and not fields.update_size
+        self._namespace.set_attributes(
+            found,
+            Caller(ctx.uid, ctx.gid),
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            atime_ns=atime_ns,
+            mtime_ns=mtime_ns,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            owner_named=named,
+        )
+        return self._present(found)
+
+    @_guarded
+    async def access(self, inode: InodeT, mode: ModeT, ctx: RequestContext) -> bool:
+        # With default_permissions the kernel decides and does not ask.
+        return True
+
+    @_guarded
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        below = self._store.statvfs()
+        answer = StatvfsData()
+        answer.f_bsize = below.f_bsize
+        answer.f_frsize = below.f_frsize
+        answer.f_blocks = below.f_blocks
+        answer.f_bfree = below.f_bfree
+        answer.f_bavail = below.f_bavail
+        answer.f_files = below.f_files
+        answer.f_ffree = below.f_ffree
+        answer.f_favail = below.f_favail
+        answer.f_namemax = NAME_MAX
+        return answer
+
+    # --- extended attributes ---
+
+    @_guarded
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        if not self._xattr:
+            raise FUSEError(errno.ENOSYS)
+        found = self._get(inode)
+        if not found.xattrs and name.startswith(b"security."):
+            # Asked for all the time, and hardly ever there.
+            raise FUSEError(errno.ENODATA)
+        return self._attributes.get(found, name)
+
+    @_guarded
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        if not self._xattr:
+            raise FUSEError(errno.ENOSYS)
+        self._attributes.set(self._get(inode), name, value)
+
+    @_guarded
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        if not self._xattr:
+            raise FUSEError(errno.ENOSYS)
+        names = self._attributes.names(self._get(inode), trusted=ctx.uid == 0)
+        return [XAttrNameT(name) for name in names]
+
+    @_guarded
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        if not self._xattr:
+            raise FUSEError(errno.ENOSYS)
+        self._attributes.remove(self._get(inode), name)
+
+    # --- files ---
+
+    def _open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        handle = self._files.open(inode, writable=writable, privileged=ctx.uid == 0)
+        number = next(self._numbers)
+        self._handles[number] = handle
+        return FileInfo(fh=FileHandleT(number))
+
+    @_guarded
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        try:
+            inode = self._namespace.create(
+                parent_inode, name, stat.S_IFREG | mode & 0o7777, Caller(ctx.uid, ctx.gid)
+            )
+        except ExistsError:
+            # Somebody was faster; that is what O_CREAT without O_EXCL is for.
+            found = self._find(parent_inode, name)
+            if flags & os.O_EXCL or found is None:
+                raise
+            inode = found
+            return await self._open_existing(inode, flags, ctx), self._present(inode)
+        return self._open(inode, flags, ctx), self._present(inode)
+
+    @_guarded
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        return await self._open_existing(self._get(inode), flags, ctx)
+
+    async def _open_existing(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
+        if not inode.is_regular:
+            raise FoundDirectoryError("open") if inode.is_directory else NotSupportedError("open")
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self._namespace.require_writable()
+        info = self._open(inode, flags, ctx)
+        if flags & os.O_TRUNC:
+            try:
+                await self._files.truncate(inode, 0, privileged=ctx.uid == 0)
+                self._namespace.resized(inode)
+            except BaseException:
+                await self._files.release(self._handles.pop(info.fh))
+                raise
+        return info
+
+    @_guarded
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self._files.read(self._handles[fh].inode, off, size)
+
+    @_guarded
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self._files.write(self._handles[fh], off, buf)
+
+    @_guarded
+    async def flush(self, fh: FileHandleT) -> None:
+        # Said once, it saves a request for every close(2): there is nothing to do before RELEASE.
+        raise FUSEError(errno.ENOSYS)
+
+    @_guarded
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._files.fsync(self._handles[fh].inode)
+
+    @_guarded
+    async def release(self, fh: FileHandleT) -> None:
+        await self._files.release(self._handles.pop(fh))
+
+    async def release_all(self) -> None:
+        """Close what the kernel left open when the connection ended."""
+        while self._handles:
+            _, handle = self._handles.popitem()
+            await self._files.release(handle)
+
+

@@ -1,0 +1,157 @@
+"""A mount from beginning to end: open the store, mount, serve, seal, close."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyfuse3
+import trio
+
+from mountstore.blobs.flush import syncfs
+from mountstore.errors import BusyError, MountstoreError
+from mountstore.fuse import handshake, mounts, request_loop
+from mountstore.fuse.operations import Operations
+from mountstore.fuse.readahead import raise_readahead
+from mountstore.store import Store
+
+log = logging.getLogger(__name__)
+
+_READ_ONLY_CACHE_S = 1.0
+"""A read-only mount may stand beside a writer, whose changes should show soon."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount.
+
+    `kernel` has the generic options as mount(8) names them (nosuid, nodev, noexec, noatime, ...).
+    """
+
+    read_only: bool = False
+    allow_other: bool = False
+    acl: bool = False
+    xattr: bool = True
+    handshake: bool = True
+    fast_loop: bool = True
+    busy_poll_us: int = 200
+    commit_s: float = 5.0
+    kernel: frozenset[str] = field(default_factory=frozenset)
+
+
+def serve(
+    store_path: str, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+) -> None:
+    """Mount a store and serve it until it is unmounted, or SIGTERM or SIGINT arrives.
+
+    Returns when everything is safe on disk and the store is closed.
+
+    Args:
+      on_ready: Called once, when requests are being served.
+
+    Raises:
+      StoreError, BusyError, CorruptError, MountError, OSError: Nothing is mounted.
+      ExceptionGroup: Contents could not be sealed at the end.
+    """
+    _quiet_late_answers()
+    trio.run(_serve, store_path, mountpoint, options, on_ready)
+
+
+async def _serve(
+    store_path: str, mountpoint: str, options: MountOptions, on_ready: Callable[[], None]
+) -> None:
+    store = Store.open(
+        store_path,
+        read_only=options.read_only,
+        commit_s=options.commit_s or math.inf,
+        acl=options.acl,
+    )
+    async with store.running():
+        operations = Operations(
+            store,
+            acl=options.acl,
+            xattr=options.xattr,
+            **({"cache_s": _READ_ONLY_CACHE_S} if options.read_only else {}),
+        )
+        connection = await handshake.mount(
+            operations,
+            mountpoint,
+            _kernel_options(options),
+            fsname=store.path,
+            want_handshake=options.handshake,
+        )
+        try:
+            raise_readahead(connection.device)
+            if options.fast_loop:
+                request_loop.install(options.busy_poll_us / 1e6)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_end_on_signal, connection)
+                nursery.start_soon(_announce, on_ready)
+                await request_loop.serve()
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                request_loop.uninstall()
+                handshake.close(connection)
+                await operations.release_all()
+
+
+def _kernel_options(options: MountOptions) -> set[str]:
+    chosen = {"default_permissions", *options.kernel}
+    if options.allow_other:
+        chosen.add("allow_other")
+    if options.read_only:
+        chosen.add("ro")
+    return chosen
+
+
+def _quiet_late_answers() -> None:
+    """Keep pyfuse3 from reporting answers that nobody waits for any more.
+
+    When a mount ends, the kernel drops the RELEASE requests under way; answering one is then ENOENT.
+    """
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (record.args and record.args == (os.strerror(errno.ENOENT),))
+
+    logging.getLogger("pyfuse3").addFilter(wanted)
+
+
+async def _announce(on_ready: Callable[[], None]) -> None:
+    # One turn of the scheduler: the serving task has begun to wait for requests.
+    await trio.lowlevel.checkpoint()
+    on_ready()
+
+
+async def _end_on_signal(
+    connection: handshake.Connection, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Unmount when told to end; who still uses the mount loses it, after the kernel wrote back all it had."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: unmounting %s", signal.Signals(number).name, connection.mountpoint)
+            try:
+                await trio.to_thread.run_sync(mounts.unmount, connection.mountpoint)
+            except BusyError as exc:
+                log.warning("%s; detaching it from those who use it", exc)
+                await trio.to_thread.run_sync(_detach, connection.mountpoint)
+                pyfuse3.terminate()
+            except MountstoreError as exc:
+                log.warning("%s", exc)
+                pyfuse3.terminate()
+
+
+def _detach(mountpoint: str) -> None:
+    """Have the kernel write back all it holds, then take the mount away from its users."""
+    try:
+        syncfs(mountpoint)
+        os.sync()
+        mounts.unmount(mountpoint, lazy=True)
+    except (OSError, MountstoreError) as exc:
+        log.warning("%s: %s", mountpoint, exc)

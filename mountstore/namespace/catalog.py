@@ -1,0 +1,438 @@
+"""The catalog: the SQLite database that indexes what the blobs mean. All SQL stands here.
+
+One connection, used by the thread that owns the namespace. A transaction is always open: every statement
+sees all earlier ones, and `commit` makes them survive the death of the process (WAL, `synchronous=NORMAL`:
+an append without a flush). `wal_flusher` hands the flush itself to whoever may block.
+
+Invariants
+  1. Between two commits nothing is written to the database file or its WAL (`cache_spill` is off), so
+     a statement can fail for a broken disk but never for a full one; a full disk fails the commit, which
+     keeps the transaction and may be repeated.
+  2. Nobody else writes to the database: the store's lock is held.
+  3. Checkpoints run on a connection of their own, in a thread.
+
+The catalog can be rebuilt from the blobs; see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from mountstore.blobs.digest import Digest
+from mountstore.errors import CorruptError, ExistsError, NoSpaceError, StoreError
+
+CATALOG_FORMAT = 1
+"""`PRAGMA user_version` of the schema below; raised by every change to it."""
+
+_APPLICATION_ID = 0x6D636173  # "mcas"
+
+# 24 MiB keeps the upper levels of every B-tree of a store with a million files in memory.
+_CACHE_KIB = 24 * 1024
+
+_CHECKPOINT_BYTES = 16 << 20
+"""A WAL longer than this is worth a checkpoint."""
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
+
+CREATE TABLE inode (
+    id        INTEGER PRIMARY KEY,
+    mode      INTEGER NOT NULL,
+    uid       INTEGER NOT NULL,
+    gid       INTEGER NOT NULL,
+    nlink     INTEGER NOT NULL,
+    rdev      INTEGER NOT NULL,
+    size      INTEGER NOT NULL,      -- logical bytes of the content
+    allocated INTEGER NOT NULL,      -- of these, bytes that are not holes
+    atime_ns  INTEGER NOT NULL,
+    mtime_ns  INTEGER NOT NULL,
+    ctime_ns  INTEGER NOT NULL,
+    btime_ns  INTEGER NOT NULL,
+    parent    INTEGER NOT NULL,      -- a directory's own directory; 0 for everything else
+    kind      INTEGER NOT NULL,      -- ContentKind
+    sha256    BLOB,                  -- digest of the blob or manifest
+    blob_size INTEGER,
+    target    BLOB,                  -- of a symbolic link
+    xattrs    INTEGER NOT NULL       -- how many rows in xattr
+) STRICT;
+CREATE INDEX orphan ON inode (id) WHERE nlink = 0;
+
+CREATE TABLE entry (
+    parent INTEGER NOT NULL,
+    name   BLOB NOT NULL,
+    inode  INTEGER NOT NULL,
+    cookie INTEGER NOT NULL,         -- increasing over all entries ever made: the readdir position
+    PRIMARY KEY (parent, name)
+) WITHOUT ROWID, STRICT;
+CREATE UNIQUE INDEX listing ON entry (parent, cookie);
+
+CREATE TABLE xattr (
+    inode INTEGER NOT NULL,
+    name  BLOB NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (inode, name)
+) WITHOUT ROWID, STRICT;
+
+CREATE TABLE blob (
+    sha256   BLOB NOT NULL,
+    size     INTEGER NOT NULL,
+    checksum BLOB NOT NULL,          -- XXH3-128
+    PRIMARY KEY (sha256, size)
+) WITHOUT ROWID, STRICT;
+
+CREATE TABLE unsynced (              -- blobs placed since the last hard sync
+    sha256 BLOB NOT NULL,
+    size   INTEGER NOT NULL,
+    PRIMARY KEY (sha256, size)
+) WITHOUT ROWID, STRICT;
+
+CREATE TABLE draft (                 -- staging files whose content an fsync has promised
+    inode      INTEGER PRIMARY KEY,
+    staging    TEXT NOT NULL,
+    size       INTEGER NOT NULL,
+    base_limit INTEGER NOT NULL,
+    dirty      BLOB NOT NULL         -- msgpack: sorted [start, end] pairs
+) STRICT;
+"""
+
+_INODE_COLUMNS = (
+    "id, mode, uid, gid, nlink, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns, "
+    "parent, kind, sha256, blob_size, target, xattrs"
+)
+_LISTED_COLUMNS = ", ".join(f"i.{column}" for column in _INODE_COLUMNS.split(", "))
+_INODE_MARKS = ", ".join("?" * 18)
+
+InodeRow = tuple[Any, ...]
+"""The columns of `inode` in the order of the schema."""
+
+
+class ListingRow(NamedTuple):
+    """One entry of a directory, with its inode's row if the catalog has one yet."""
+
+    cookie: int
+    name: bytes
+    inode: int
+    row: InodeRow | None
+
+
+class DraftRow(NamedTuple):
+    """A recorded draft: see `mountstore.namespace.draft`."""
+
+    inode: int
+    staging: str
+    size: int
+    base_limit: int
+    dirty: bytes
+
+
+class Catalog:
+    """The open database.
+
+    Args:
+      path: Of the database file; made when absent, unless `read_only`.
+
+    Raises:
+      StoreError: Not a catalog, or one of another format.
+      CorruptError: SQLite cannot read it.
+    """
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        self.path = path
+        self._read_only = read_only
+        try:
+            self._db = _connect(path, read_only=read_only)
+            self._prepare_schema()
+            if not read_only:
+                self._db.execute("BEGIN")
+        except sqlite3.DatabaseError as exc:
+            raise CorruptError(f"{path}: the catalog cannot be read: {exc}") from exc
+        self._execute = self._db.execute
+        self._checkpointer: sqlite3.Connection | None = None
+        self._wal_fd = -1
+        self._committed_changes = self._db.total_changes
+
+    def _prepare_schema(self) -> None:
+        db = self._db
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables == 0 and not self._read_only:
+            db.execute("PRAGMA page_size = 4096")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID};"
+                f"PRAGMA user_version = {CATALOG_FORMAT}; COMMIT;"
+            )
+        elif application != _APPLICATION_ID:
+            raise StoreError(f"{self.path}: this is not a catalog of mountstore")
+        elif version != CATALOG_FORMAT:
+            raise StoreError(
+                f"{self.path}: catalog format {version}, this release reads {CATALOG_FORMAT};"
+                " use the release that wrote it"
+            )
+
+    # --- transactions ---
+
+    def commit(self) -> None:
+        """End the open transaction and begin the next one.
+
+        Raises:
+          NoSpaceError: The disk is full. The transaction is kept.
+          CorruptError: It cannot be committed, and may be lost.
+        """
+        try:
+            if self._db.in_transaction:
+                self._execute("COMMIT")
+            self._committed_changes = self._db.total_changes
+        except sqlite3.Error as exc:
+            raise _translated(self.path, exc) from exc
+        finally:
+            if not self._db.in_transaction:
+                self._execute("BEGIN")
+
+    def changes(self) -> int:
+        """Grows with every row changed."""
+        return self._db.total_changes
+
+    def uncommitted(self) -> bool:
+        """Whether rows were changed since the last commit."""
+        return self._db.total_changes != self._committed_changes
+
+    def savepoint(self) -> Savepoint:
+        """A context in which several statements happen together or not at all."""
+        return Savepoint(self._execute)
+
+    def wal_bytes(self) -> int:
+        try:
+            return os.stat(self.path + "-wal").st_size
+        except FileNotFoundError:
+            return 0
+
+    def flush_wal(self) -> None:
+        """Make every commit so far survive power loss. Blocks: for a worker thread, one at a time."""
+        if self._wal_fd < 0:
+            try:
+                self._wal_fd = os.open(self.path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+        os.fdatasync(self._wal_fd)
+
+    def checkpoint(self) -> None:
+        """Move what the WAL holds into the database file. Blocks: for a worker thread, one at a time."""
+        try:
+            if self._checkpointer is None:
+                self._checkpointer = _connect(self.path, read_only=False)
+            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as exc:
+            raise _translated(self.path, exc) from exc
+
+    def wants_checkpoint(self) -> bool:
+        return self.wal_bytes() > _CHECKPOINT_BYTES
+
+    def close(self) -> None:
+        """Commit and close; the WAL is folded into the database file."""
+        if not self._read_only:
+            try:
+                self.commit()
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+        if self._wal_fd >= 0:
+            os.close(self._wal_fd)
+            self._wal_fd = -1
+        self._db.close()
+
+    # --- meta ---
+
+    def get_meta(self, key: str, default: Any = None) -> Any:
+        row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else row[0]
+
+    def set_meta(self, key: str, value: Any) -> None:
+        self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    # --- inodes ---
+
+    def get_inode(self, inode: int) -> InodeRow | None:
+        row: InodeRow | None = self._execute(
+            f"SELECT {_INODE_COLUMNS} FROM inode WHERE id = ?", (inode,)
+        ).fetchone()
+        return row
+
+    def put_inodes(self, rows: Iterable[InodeRow]) -> None:
+        self._db.executemany(f"INSERT OR REPLACE INTO inode VALUES ({_INODE_MARKS})", rows)
+
+    def delete_inode(self, inode: int) -> None:
+        self._execute("DELETE FROM inode WHERE id = ?", (inode,))
+
+    def orphans(self) -> list[int]:
+        """Inodes without a name, left by a crash while they were still open."""
+        return [row[0] for row in self._execute("SELECT id FROM inode WHERE nlink = 0")]
+
+    # --- entries ---
+
+    def get_entry(self, parent: int, name: bytes) -> int | None:
+        """The inode that `name` stands for, or None."""
+        row = self._execute(
+            "SELECT inode FROM entry WHERE parent = ? AND name = ?", (parent, name)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def add_entry(self, parent: int, name: bytes, inode: int, cookie: int) -> None:
+        """Raises: ExistsError if the name is taken."""
+        try:
+            self._execute("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
+        except sqlite3.IntegrityError:
+            raise ExistsError(os.fsdecode(name)) from None
+
+    def point_entry(self, parent: int, name: bytes, inode: int) -> None:
+        """Let an existing name stand for another inode; its place in the listing stays."""
+        self._execute("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
+
+    def move_entry(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, cookie: int | None
+    ) -> None:
+        """Rename an entry to a name that is free; `cookie` is its new place, None to keep the old."""
+        self._execute(
+            "UPDATE entry SET parent = ?, name = ?, cookie = coalesce(?, cookie)"
+            " WHERE parent = ? AND name = ?",
+            (new_parent, new_name, cookie, parent, name),
+        )
+
+    def delete_entry(self, parent: int, name: bytes) -> None:
+        self._execute("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
+
+    def has_entries(self, parent: int) -> bool:
+        return (
+            self._execute("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", (parent,)).fetchone() is not None
+        )
+
+    def name_of(self, parent: int, inode: int) -> bytes | None:
+        """A name by which `parent` lists `inode`; reads the directory until it is found."""
+        row = self._execute(
+            "SELECT name FROM entry WHERE parent = ? AND inode = ? LIMIT 1", (parent, inode)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def listing(self, parent: int, after: int) -> Iterator[ListingRow]:
+        """Entries of a directory in the order of their cookies, from the first one beyond `after`.
+
+        Rows are fetched as they are asked for; the caller closes the iterator or exhausts it before
+        the next commit.
+        """
+        cursor = self._execute(
+            f"SELECT e.cookie, e.name, e.inode, {_LISTED_COLUMNS} FROM entry AS e INDEXED BY listing"
+            " LEFT JOIN inode AS i ON i.id = e.inode WHERE e.parent = ? AND e.cookie > ? ORDER BY e.cookie",
+            (parent, after),
+        )
+        try:
+            for row in cursor:
+                yield ListingRow(row[0], row[1], row[2], None if row[3] is None else row[3:])
+        finally:
+            cursor.close()
+
+    # --- extended attributes ---
+
+    def get_xattr(self, inode: int, name: bytes) -> bytes | None:
+        row = self._execute(
+            "SELECT value FROM xattr WHERE inode = ? AND name = ?", (inode, name)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def list_xattrs(self, inode: int) -> list[tuple[bytes, int]]:
+        """Names and value lengths."""
+        return self._execute(
+            "SELECT name, length(value) FROM xattr WHERE inode = ? ORDER BY name", (inode,)
+        ).fetchall()
+
+    def put_xattr(self, inode: int, name: bytes, value: bytes) -> None:
+        self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
+
+    def delete_xattr(self, inode: int, name: bytes) -> bool:
+        return (
+            self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name)).rowcount > 0
+        )
+
+    def delete_xattrs(self, inode: int) -> None:
+        self._execute("DELETE FROM xattr WHERE inode = ?", (inode,))
+
+    # --- blobs ---
+
+    def get_checksum(self, digest: Digest) -> bytes | None:
+        row = self._execute(
+            "SELECT checksum FROM blob WHERE sha256 = ? AND size = ?", digest
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def add_blobs(self, blobs: Iterable[tuple[bytes, int, bytes]]) -> None:
+        """Rows of (sha256, size in bytes, checksum); those already there stay."""
+        self._db.executemany("INSERT OR IGNORE INTO blob VALUES (?, ?, ?)", blobs)
+
+    def add_unsynced(self, digests: Iterable[Digest]) -> None:
+        self._db.executemany("INSERT OR IGNORE INTO unsynced VALUES (?, ?)", digests)
+
+    def clear_unsynced(self) -> None:
+        self._execute("DELETE FROM unsynced")
+
+    def unsynced(self) -> list[Digest]:
+        return [Digest(sha256, size) for sha256, size in self._execute("SELECT * FROM unsynced")]
+
+    # --- drafts ---
+
+    def put_draft(self, draft: DraftRow) -> None:
+        self._execute("INSERT OR REPLACE INTO draft VALUES (?, ?, ?, ?, ?)", draft)
+
+    def delete_draft(self, inode: int) -> None:
+        self._execute("DELETE FROM draft WHERE inode = ?", (inode,))
+
+    def drafts(self) -> list[DraftRow]:
+        return [DraftRow(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
+
+
+class Savepoint:
+    """Context of `Catalog.savepoint`: on an exception everything inside it is undone."""
+
+    __slots__ = ("_execute",)
+
+    def __init__(self, execute: Any) -> None:
+        self._execute = execute
+
+    def __enter__(self) -> None:
+        self._execute("SAVEPOINT operation")
+
+    def __exit__(self, kind: object, exc: object, traceback: object) -> None:
+        if kind is not None:
+            self._execute("ROLLBACK TO operation")
+        self._execute("RELEASE operation")
+
+
+def _connect(path: str, *, read_only: bool) -> sqlite3.Connection:
+    uri = "file:" + _quoted(path) + ("?mode=ro" if read_only else "?mode=rwc")
+    # Threads take turns by construction: the owner's thread, or one worker at a time.
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=200)
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute("PRAGMA cache_spill = OFF")
+    db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    db.execute("PRAGMA temp_store = MEMORY")
+    db.execute("PRAGMA busy_timeout = 10000")
+    return db
+
+
+def _quoted(path: str) -> str:
+    """`path` for an SQLite URI, any bytes."""
+    return "".join(
+        chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in b"/._-" else f"%{byte:02X}"
+        for byte in os.fsencode(os.path.abspath(path))
+    )
+
+
+def _translated(path: str, exc: sqlite3.Error) -> Exception:
+    if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+        return NoSpaceError(f"{path}: no room for the catalog")
+    return CorruptError(f"{path}: {exc}")

@@ -1,0 +1,220 @@
+"""Commits: when the changes in memory reach the catalog, and when they survive power loss.
+
+A *soft commit* every 250 ms writes the changed rows and commits the open transaction: a WAL append without a
+flush, which survives the death of this process. A *hard sync* makes everything survive power loss. It runs
+every `interval_s` seconds if something changed, and whenever somebody waits for one; all who ask before it
+starts share it.
+
+Order of a hard sync, and what a crash in between leaves:
+  1. flush the blobs placed since the last one       (catalog: they are still listed as unsynced)
+  2. list only later blobs as unsynced, and commit   (WAL not flushed: after power loss an older commit)
+  3. fdatasync the WAL
+  4. delete the staging files of drafts that were sealed before 1.
+A commit that reaches the disk by itself, before its blobs are flushed, lists them as unsynced, so that
+recovery knows which contents to check.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from mountstore.blobs.flush import syncfs
+from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import NoSpaceError, ReadOnlyError
+from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.draft import StagedDraft
+from mountstore.namespace.inodes import InodeTable
+from mountstore.namespace.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+SOFT_INTERVAL_S = 0.25
+
+_FEW = 16
+"""Up to so many blobs are flushed one by one; beyond, flushing the file system is cheaper."""
+
+
+class _Cycle:
+    """One hard sync that several may wait for."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: Exception | None = None
+
+
+class Committer:
+    """Commits of one store.
+
+    Args:
+      interval_s: At most so long after a change it survives power loss.
+      on_doubt: Called once when data already acknowledged may not be safe; the store must then take no
+        more writes.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        inodes: InodeTable,
+        ledger: Ledger,
+        tree: BalancedTree,
+        interval_s: float,
+        on_doubt: Callable[[], None],
+    ) -> None:
+        self._catalog = catalog
+        self._inodes = inodes
+        self._ledger = ledger
+        self._tree = tree
+        self._interval_s = interval_s
+        self._on_doubt = on_doubt
+        self._waiting: _Cycle | None = None
+        self._wanted = trio.Event()
+        self._synced_at_change = -1
+        self._doubt: Exception | None = None
+        self._full = False
+        # Set by the store: staging files to delete after the sync, and drafts to try again.
+        self.take_retired: Callable[[], list[StagedDraft]] = list
+        self.seal_closed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+
+    # --- soft ---
+
+    def commit(self) -> None:
+        """Write all changed rows and commit.
+
+        Raises:
+          NoSpaceError: The disk is full; everything is kept and will be tried again.
+        """
+        self._inodes.flush()
+        self._ledger.flush()
+        self._catalog.commit()
+
+    def _commit_or_keep(self) -> None:
+        """The timed commit: on a full disk the changes wait for room."""
+        try:
+            self.commit()
+        except NoSpaceError as exc:
+            if not self._full:
+                log.error("%s; changes are kept in memory until there is room", exc)
+            self._full = True
+        except Exception as exc:
+            self._in_doubt(exc)
+        else:
+            self._full = False
+
+    # --- hard ---
+
+    async def hard_sync(self) -> None:
+        """Return when everything done before this call survives power loss.
+
+        Raises:
+          OSError, NoSpaceError: It does not.
+          ReadOnlyError: An earlier sync failed, so nobody can say.
+        """
+        if self._doubt is not None:
+            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+        if self._waiting is None:
+            if not self._is_dirty():
+                return
+            self._waiting = _Cycle()
+            self._wanted.set()
+        cycle = self._waiting
+        await cycle.done.wait()
+        if cycle.error is not None:
+            raise cycle.error
+
+    def _is_dirty(self) -> bool:
+        return (
+            self._inodes.has_changes
+            or self._ledger.has_changes
+            or self._ledger.has_unsynced
+            or self._catalog.changes() != self._synced_at_change
+        )
+
+    async def sync_now(self) -> None:
+        """A hard sync by the caller's own task, for when `run` does not run.
+
+        Raises: As `hard_sync`.
+        """
+        retired = self.take_retired()
+        taken = self._ledger.take_unsynced()
+        everything, self._ledger.suspect = self._ledger.suspect, False
+        try:
+            await trio.to_thread.run_sync(self._flush_blobs, list(taken.values()), everything)
+        except BaseException as exc:
+            self._ledger.put_back(taken)
+            self._ledger.suspect = True
+            if isinstance(exc, Exception):
+                self._in_doubt(exc)
+            raise
+        self._ledger.settle()
+        self.commit()
+        changes = self._catalog.changes()
+        try:
+            await trio.to_thread.run_sync(self._catalog.flush_wal)
+        except Exception as exc:
+            self._in_doubt(exc)
+            raise
+        self._synced_at_change = changes
+        for draft in retired:
+            draft.discard()
+        if self._catalog.wants_checkpoint():
+            await trio.to_thread.run_sync(self._catalog.checkpoint)
+
+    def _flush_blobs(self, paths: list[str], everything: bool) -> None:
+        if everything or len(paths) > _FEW:
+            syncfs(self._tree.root)
+        else:
+            for path in paths:
+                self._tree.fsync(path)
+
+    def _in_doubt(self, exc: Exception) -> None:
+        if self._doubt is None:
+            self._doubt = exc
+            log.critical(
+                "the store cannot be written: %s; no more writes are taken, since some that were"
+                " acknowledged may be lost; unmount, check the disk, mount again",
+                exc,
+            )
+            self._on_doubt()
+
+    # --- running ---
+
+    async def run(self) -> None:
+        """Commit and sync until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_soft)
+            nursery.start_soon(self._run_hard)
+
+    async def _run_soft(self) -> None:
+        while self._doubt is None:
+            await trio.sleep(SOFT_INTERVAL_S)
+            if self._inodes.has_changes or self._ledger.has_changes or self._catalog.uncommitted():
+                self._commit_or_keep()
+
+    async def _run_hard(self) -> None:
+        while True:
+            with trio.move_on_after(self._interval_s):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            cycle, self._waiting = self._waiting, None
+            if self._doubt is None:
+                await self.seal_closed()
+            if cycle is None and (self._doubt is not None or not self._is_dirty()):
+                continue
+            try:
+                if self._doubt is not None:
+                    raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+                await self.sync_now()
+            except Exception as exc:
+                if cycle is not None:
+                    cycle.error = exc
+                else:
+                    log.error("timed sync failed: %s", exc)
+            finally:
+                if cycle is not None:
+                    cycle.done.set()

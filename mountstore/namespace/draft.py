@@ -1,0 +1,250 @@
+"""Drafts: the changed, not yet sealed content of an open file.
+
+A small file's draft is its whole content in memory; a larger one's is a sparse staging file that holds the
+dirty extents at their own offsets, over the sealed base. A draft grows from the first form into the second
+and never back.
+
+Invariants of a `StagedDraft`
+  1. Bytes in `dirty` come from the staging file, all others from the base below `base_limit`, and are zero
+     beyond it.
+  2. `base_limit` only shrinks: what a truncation cut off never comes back.
+  3. A byte of the staging file outside `dirty` is never read.
+
+A draft is changed by the thread that owns the namespace (the bytes of a large write by a worker on its
+behalf); while it is being sealed nobody changes it, and `pread` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+import trio
+
+from mountstore.blobs.content import Content
+from mountstore.errors import CorruptError
+from mountstore.namespace.catalog import DraftRow
+from mountstore.namespace.ranges import RangeSet
+
+MEMORY_MAX = 8 << 20
+"""A file up to this size is drafted in memory (DESIGN "Life of a write")."""
+
+_Ranges = list[tuple[int, int]]
+
+
+class BaseReader(Protocol):
+    """The sealed content below a draft, open for reading; any thread."""
+
+    def pread(self, offset: int, length: int) -> bytes: ...
+    def data_ranges(self) -> Iterator[tuple[int, int]]: ...
+    def close(self) -> None: ...
+
+
+class MemoryDraft:
+    """The whole content of a small file."""
+
+    __slots__ = ("base", "claimed", "data")
+
+    def __init__(self, base: Content, data: bytearray) -> None:
+        self.base = base
+        self.data = data
+        self.claimed = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return len(self.data)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes at `offset`; a gap before it is filled with zeros."""
+        buffer = self.data
+        size = len(buffer)
+        if offset == size:
+            buffer += data
+            return
+        if offset > size:
+            buffer.extend(bytes(offset - size))
+        buffer[offset : offset + len(data)] = data
+
+    def truncate(self, size: int) -> None:
+        buffer = self.data
+        if size < len(buffer):
+            del buffer[size:]
+        else:
+            buffer.extend(bytes(size - len(buffer)))
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return bytes(memoryview(self.data)[offset : offset + length])
+
+
+
+class StagedDraft:
+    """Dirty extents in a sparse staging file over a sealed base.
+
+    Args:
+      path: Of the staging file, which this draft owns from now on.
+      base: What was sealed before; `reader` reads it (None when it is empty).
+    """
+
+    __slots__ = (
+        "_fd",
+        "_reader",
+        "base",
+        "base_limit",
+        "claimed",
+        "dirty",
+        "path",
+        "puts",
+        "quiet",
+        "recorded",
+        "size_bytes",
+    )
+
+    def __init__(self, path: str, base: Content, reader: BaseReader | None) -> None:
+        self.path = path
+        self.base = base
+        self._reader = reader
+        self.base_limit = base.size_bytes
+        self.size_bytes = base.size_bytes
+        self.dirty = RangeSet()
+        self.claimed = 0
+        self.recorded = False
+        # Writes under way in workers, and what to set when there are none left.
+        self.puts = 0
+        self.quiet: trio.Event | None = None
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return min(self.size_bytes, self.base_limit + self.dirty.total())
+
+    def mark(self, offset: int, length: int) -> None:
+        """Take `[offset, offset + length)`, which `put` has written, as part of the draft."""
+        self.dirty.add(offset, offset + length)
+        if offset + length > self.size_bytes:
+            self.size_bytes = offset + length
+
+    def put(self, offset: int, data: bytes | bytearray) -> None:
+        """Write bytes to the staging file, to be followed by `mark`; any thread."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            offset += written
+            view = view[written:]
+
+    def truncate(self, size: int) -> None:
+        if size < self.size_bytes:
+            self.dirty.truncate(size)
+            self.base_limit = min(self.base_limit, size)
+            # Gives the room back, and lets stale bytes beyond `size` read as zeros.
+            os.ftruncate(self._fd, size)
+        self.size_bytes = size
+
+    def pread(self, offset: int, length: int) -> bytes:
+        end = min(offset + length, self.size_bytes)
+        parts = [
+            self._staged(start, stop) if dirty else self._based(start, stop)
+            for start, stop, dirty in self.dirty.split(offset, end)
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _staged(self, start: int, stop: int) -> bytes:
+        data = os.pread(self._fd, stop - start, start)
+        if len(data) < stop - start:
+            data += self._rest_of(start + len(data), stop)
+        return data
+
+    def _rest_of(self, start: int, stop: int) -> bytes:
+        data = bytearray()
+        while start < stop:
+            part = os.pread(self._fd, stop - start, start)
+            if not part:
+                raise CorruptError(f"{self.path}: shorter than what was written to it")
+            data += part
+            start += len(part)
+        return bytes(data)
+
+    def _based(self, start: int, stop: int) -> bytes:
+        limit = min(stop, self.base_limit)
+        if start >= limit or self._reader is None:
+            return bytes(stop - start)
+        data = self._reader.pread(start, limit - start)
+        if len(data) != limit - start:
+            raise CorruptError(f"{self.path}: its base is shorter than recorded")
+        return data if limit == stop else data + bytes(stop - limit)
+
+    def data_ranges(self) -> Iterator[tuple[int, int]]:
+        """Sorted ranges outside which every byte is zero."""
+        ranges = RangeSet(self.dirty)
+        if self._reader is not None:
+            for start, end in self._reader.data_ranges():
+                ranges.add(start, min(end, self.base_limit))
+        return iter(ranges)
+
+    def dirty_ranges(self) -> _Ranges:
+        """What may differ from the base, within the new size, sorted: for a seal that re-cuts only there."""
+        ranges = RangeSet(self.dirty)
+        if self.base_limit < self.base.size_bytes:
+            ranges.add(self.base_limit, self.base.size_bytes)
+        if self.size_bytes > self.base_limit:
+            ranges.add(self.base_limit, self.size_bytes)
+        ranges.truncate(self.size_bytes)
+        return list(ranges)
+
+    def flush(self) -> None:
+        """Make the staging file survive power loss; blocks, any thread."""
+        os.fsync(self._fd)
+        directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def to_row(self, inode: int) -> DraftRow:
+        """What the catalog has to remember for `from_row` to bring this draft back."""
+        dirty = msgspec.msgpack.encode(list(self.dirty))
+        return DraftRow(inode, os.path.basename(self.path), self.size_bytes, self.base_limit, dirty)
+
+    @classmethod
+    def from_row(cls, row: DraftRow, staging: str, base: Content, reader: BaseReader | None) -> StagedDraft:
+        """A draft as it was recorded.
+
+        Raises:
+          CorruptError: The record or the staging file is not as it was recorded.
+        """
+        path = os.path.join(staging, row.staging)
+        try:
+            ranges = msgspec.msgpack.decode(row.dirty, type=_Ranges)
+            length = os.stat(path).st_size
+        except (msgspec.MsgspecError, FileNotFoundError) as exc:
+            raise CorruptError(f"{path}: the recorded draft cannot be brought back: {exc}") from exc
+        draft = cls(path, base, reader)
+        draft.dirty = RangeSet(ranges)
+        draft.size_bytes = row.size
+        draft.base_limit = row.base_limit
+        draft.recorded = True
+        if any(end > length for _, end in ranges):
+            # Cut off after it was recorded, and the crash came before that was committed.
+            draft.truncate(length)
+        return draft
+
+    def close(self) -> None:
+        """Let go of what is held; the staging file stays until `discard`."""
+        os.close(self._fd)
+        if self._reader is not None:
+            self._reader.close()
+
+    def discard(self) -> None:
+        """Delete the staging file."""
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+
+Draft = MemoryDraft | StagedDraft

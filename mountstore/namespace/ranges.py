@@ -1,0 +1,67 @@
+"""A set of byte ranges: sorted, disjoint, never touching each other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+
+class RangeSet:
+    """Half-open ranges `[start, end)` of byte offsets; adding costs O(log n) plus the ranges swallowed."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in ranges:
+            self.add(start, end)
+
+    def add(self, start: int, end: int) -> None:
+        """Include `[start, end)`; empty ranges change nothing."""
+        if start >= end:
+            return
+        # Every range that overlaps or touches the new one is swallowed by it.
+        first = bisect_left(self._ends, start)
+        last = bisect_right(self._starts, end)
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+
+    def truncate(self, size: int) -> None:
+        """Drop everything from `size` on."""
+        keep = bisect_left(self._starts, size)
+        del self._starts[keep:]
+        del self._ends[keep:]
+        if keep and self._ends[-1] > size:
+            self._ends[-1] = size
+
+    def split(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The stretches of `[start, end)` in order, each with whether it is in the set."""
+        index = bisect_right(self._ends, start)
+        while start < end:
+            if index == len(self._starts) or self._starts[index] >= end:
+                yield start, end, False
+                return
+            if start < self._starts[index]:
+                yield start, self._starts[index], False
+                start = self._starts[index]
+            stop = min(self._ends[index], end)
+            yield start, stop, True
+            start = stop
+            index += 1
+
+    def total(self) -> int:
+        """Bytes in the set."""
+        return sum(self._ends) - sum(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._ends, strict=True)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(self)})"

@@ -1,0 +1,349 @@
+"""A store on disk: create, open, lock, configuration. Paths inside it are known here and in `blobs` only.
+
+    store.toml   format number, uuid, limits; a directory without it is written to only if it is empty
+    blobs/       the balanced tree
+    catalog.db   SQLite, WAL
+    staging/     drafts too large for memory, half-written blobs
+    lock         held with flock(2) by whoever may write
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import tomllib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Self
+
+import msgspec
+import trio
+
+from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.flush import syncfs
+from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
+from mountstore.errors import BusyError, ExistsError, StoreError
+from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.commits import Committer
+from mountstore.namespace.files import Files
+from mountstore.namespace.inodes import InodeTable
+from mountstore.namespace.ledger import Ledger
+from mountstore.namespace.namespace import Namespace
+from mountstore.namespace.space import Space
+from mountstore.namespace.xattrs import Attributes
+
+log = logging.getLogger(__name__)
+
+STORE_FORMAT = 1
+
+_CONFIG = "store.toml"
+_BLOBS = "blobs"
+_CATALOG = "catalog.db"
+_STAGING = "staging"
+_LOCK = "lock"
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`store.toml`; see docs/format.md."""
+
+    format: int
+    uuid: str
+    dir_limit: int = DIR_LIMIT
+    piece_min: int = ChunkingParameters().min_size
+    piece_avg: int = ChunkingParameters().avg_size
+    piece_max: int = ChunkingParameters().max_size
+
+    def chunking(self) -> ChunkingParameters:
+        return ChunkingParameters(
+            min_size=self.piece_min,
+            avg_size=self.piece_avg,
+            max_size=self.piece_max,
+            piece_max=self.piece_max,
+        )
+
+
+def create_store(
+    path: str,
+    *,
+    dir_limit: int = DIR_LIMIT,
+    piece_max: int = ChunkingParameters().max_size,
+    uid: int | None = None,
+    gid: int | None = None,
+) -> StoreConfig:
+    """Make a store in an absent or empty directory.
+
+    A directory that holds nothing but `blobs/` is made a store too: the blobs are adopted as they are.
+
+    Args:
+      dir_limit: Most entries of a directory in the balanced tree.
+      piece_max: Largest file, in bytes, that is kept as one blob; larger ones are cut into pieces of
+        a sixteenth of it at least, a quarter on average.
+      uid, gid: Owner of the root directory in the mount; default: of this process.
+
+    Raises:
+      ExistsError: There is a store already.
+      StoreError: The directory holds something else.
+      MisuseError: A limit is out of range.
+    """
+    config = StoreConfig(
+        format=STORE_FORMAT,
+        uuid=str(uuid.uuid4()),
+        dir_limit=dir_limit,
+        piece_min=max(piece_max // 16, 1),
+        piece_avg=max(piece_max // 4, 1),
+        piece_max=piece_max,
+    )
+    config.chunking()
+    os.makedirs(path, exist_ok=True)
+    found = set(os.listdir(path))
+    if _CONFIG in found:
+        raise ExistsError(f"{path}: is a store already")
+    # lost+found: an empty file system may be the store.
+    if found - {_BLOBS, "lost+found"}:
+        raise StoreError(
+            f"{path}: is neither a store nor empty (found {sorted(found)[0]!r});"
+            " give an empty or absent directory"
+        )
+    BalancedTree(os.path.join(path, _BLOBS), dir_limit=dir_limit)
+    os.makedirs(os.path.join(path, _STAGING), exist_ok=True)
+    catalog = Catalog(os.path.join(path, _CATALOG))
+    inodes = InodeTable(catalog)
+    inodes.create_root(os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
+    inodes.flush()
+    catalog.set_meta("clean", 1)
+    catalog.close()
+    # The configuration makes it a store: last, and whole.
+    _write_config(path, config)
+    syncfs(path)
+    return config
+
+
+def _write_config(path: str, config: StoreConfig) -> None:
+    lines = ["# A store of mountstore. The pieces' sizes decide how files are cut: never change them.\n"]
+    for key, value in msgspec.to_builtins(config).items():
+        lines.append(f'{key} = "{value}"\n' if isinstance(value, str) else f"{key} = {value}\n")
+    target = os.path.join(path, _CONFIG)
+    with open(target + ".new", "w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(target + ".new", target)
+
+
+def read_config(path: str) -> StoreConfig:
+    """The configuration of the store at `path`.
+
+    Raises:
+      StoreError: Not a store, one of another format, or a configuration that cannot be used.
+    """
+    file = os.path.join(path, _CONFIG)
+    try:
+        with open(file, "rb") as stream:
+            raw = tomllib.load(stream)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: is not a store (no {_CONFIG}); mkfs.cas makes one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise StoreError(f"{file}: cannot be read: {exc}") from exc
+    if raw.get("format") != STORE_FORMAT:
+        raise StoreError(
+            f"{file}: store format {raw.get('format')!r}, this release reads {STORE_FORMAT};"
+            " use the release that wrote it"
+        )
+    try:
+        config = msgspec.convert(raw, StoreConfig)
+        config.chunking()
+    except Exception as exc:
+        raise StoreError(f"{file}: {exc}") from exc
+    return config
+
+
+class _Lock:
+    """The store's lock, held from `__init__` to `release`.
+
+    The file is never deleted, and says who holds it; what counts is the flock, which ends with the process.
+
+    Raises:
+      BusyError: Somebody holds it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.join(path, _LOCK)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 4096, 0).decode(errors="replace").split()
+            os.close(self._fd)
+            who = f"pid {holder[0]} on {holder[1]}" if len(holder) >= 2 else "another process"
+            raise BusyError(f"{path}: the store is in use by {who}") from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()} {socket.gethostname()} {boot_id()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
+
+def boot_id() -> str:
+    """Tells one boot of this machine from the next."""
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+class Store:
+    """An open store; the caller's thread, under trio, owns it. Use `Store.open`.
+
+    Everything that changes contents needs `running`, which commits and syncs in the background.
+    """
+
+    def __init__(self, path: str, *, read_only: bool, commit_s: float, acl: bool) -> None:
+        self.path = path
+        self.config = read_config(path)
+        self.read_only = read_only
+        self._lock = None if read_only else _Lock(path)
+        try:
+            self._open_parts(commit_s, acl)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    def _open_parts(self, commit_s: float, acl: bool) -> None:
+        path = self.path
+        staging = os.path.join(path, _STAGING)
+        if not self.read_only:
+            os.makedirs(staging, exist_ok=True)
+        self.catalog = Catalog(os.path.join(path, _CATALOG), read_only=self.read_only)
+        self.tree = BalancedTree(
+            os.path.join(path, _BLOBS),
+            staging=staging,
+            dir_limit=self.config.dir_limit,
+            exclusive=not self.read_only,
+        )
+        self.ledger = Ledger(self.catalog)
+        self.inodes = InodeTable(self.catalog)
+        self.space = Space(path)
+        self.namespace = Namespace(self.catalog, self.inodes, read_only=self.read_only)
+        self.attributes = Attributes(self.catalog, self.inodes, self.namespace, acl=acl)
+        self.commits = Committer(
+            catalog=self.catalog,
+            inodes=self.inodes,
+            ledger=self.ledger,
+            tree=self.tree,
+            interval_s=commit_s,
+            on_doubt=self._stop_writes,
+        )
+        self.files = Files(
+            catalog=self.catalog,
+            inodes=self.inodes,
+            ledger=self.ledger,
+            tree=self.tree,
+            parameters=self.config.chunking(),
+            staging=staging,
+            space=self.space,
+            hard_sync=self.commits.hard_sync,
+        )
+        self.commits.take_retired = self.files.take_retired
+        self.commits.seal_closed = self.files.seal_closed
+
+    @classmethod
+    def open(cls, path: str, *, read_only: bool = False, commit_s: float = 5.0, acl: bool = False) -> Self:
+        """Open the store at `path`.
+
+        Raises:
+          StoreError: Not a store, or one that cannot be used.
+          BusyError: Somebody has it open for writing (not if `read_only`).
+          CorruptError: The catalog cannot be read.
+        """
+        return cls(os.path.abspath(path), read_only=read_only, commit_s=commit_s, acl=acl)
+
+    def _stop_writes(self) -> None:
+        self.namespace.read_only = True
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """The store at work: recovers what a crash left, then commits and syncs until the context ends;
+        then seals what is drafted, syncs, and closes.
+
+        Raises:
+          ExceptionGroup: Contents that could not be sealed at the end; their staging files are kept.
+        """
+        if self.read_only:
+            try:
+                yield self
+            finally:
+                self._close()
+            return
+        self._recover()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.commits.run)
+                try:
+                    yield self
+                finally:
+                    nursery.cancel_scope.cancel()
+        finally:
+            # Shielded: whatever ended the mount, what was acknowledged is to reach the disk.
+            with trio.CancelScope(shield=True):
+                await self._finish()
+
+    def _recover(self) -> None:
+        orphans = self.inodes.remove_orphans()
+        clean = bool(self.catalog.get_meta("clean", 1))
+        drafts = self.files.restore_drafts()
+        if not clean:
+            log.warning(
+                "the store was not unmounted cleanly; %d drafts brought back, %d removed files dropped",
+                drafts,
+                orphans,
+            )
+        self._clear_staging()
+        self.catalog.set_meta("clean", 0)
+        self.catalog.set_meta("boot_id", boot_id())
+        self.commits.commit()
+
+    def _clear_staging(self) -> None:
+        """Half-written blobs of the last run go; drafts that are nobody's are kept aside."""
+        staging = os.path.join(self.path, _STAGING)
+        used = self.files.staging_in_use()
+        for entry in os.scandir(staging):
+            if entry.name in used or entry.is_dir(follow_symlinks=False):
+                continue
+            if entry.name.startswith("draft-"):
+                kept = os.path.join(staging, "kept")
+                os.makedirs(kept, exist_ok=True)
+                os.rename(entry.path, os.path.join(kept, entry.name))
+                log.warning("%s: an unsealed draft of the last run is kept in %s", entry.name, kept)
+            else:
+                os.unlink(entry.path)
+
+    async def _finish(self) -> None:
+        try:
+            for inode in self.namespace.forget_all():
+                await self.files.drop(inode)
+            try:
+                await self.files.seal_all()
+            finally:
+                await self.commits.sync_now()
+                self.catalog.set_meta("clean", 1)
+                self.commits.commit()
+        finally:
+            self._close()
+            syncfs(self.path)
+
+    def _close(self) -> None:
+        try:
+            self.catalog.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def statvfs(self) -> os.statvfs_result:
+        """The file system below."""
+        return self.space.statvfs()
