@@ -34,6 +34,8 @@ class Levels:
         """
         if directory in self._known:
             return True
+        if not os.access(directory, os.F_OK):  # mostly so, and half as dear as an lstat(2) that raises
+            return False
         try:
             status = os.lstat(directory)
         except (FileNotFoundError, NotADirectoryError):
