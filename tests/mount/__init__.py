@@ -1,0 +1,1 @@
+"""Ordinary programs on real mounts."""

@@ -1,0 +1,1 @@
+"""The namespace with real blobs and a real catalog, in this process."""
