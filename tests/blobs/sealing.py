@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from mountstore.blobs.chunking import ChunkingParameters
@@ -16,6 +17,10 @@ from mountstore.blobs.verification import VerifiedBlobs
 
 SMALL = ChunkingParameters(min_size=64, avg_size=256, max_size=1024, piece_max=1024, hole_min=128)
 """So small that a file of some kilobytes meets every boundary, and manifests soon have levels."""
+
+unhurried = settings(deadline=None)
+# Blobs pile up in the tree of one test, which is how a tree is used.
+given_a_tree = settings(unhurried, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class BytesSource:

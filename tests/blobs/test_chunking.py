@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sealing import SMALL, files, noise
+from sealing import SMALL, files, noise, unhurried
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, Chunker, ChunkingParameters
 from mountstore.blobs.extents import Extent, Segmenter
@@ -52,6 +52,7 @@ def test_cut_points_of_the_default_parameters_never_change() -> None:
     assert Chunker(DEFAULT_PARAMETERS).cut(data, len(data), final=True) == CUTS_OF_NOISE_2026
 
 
+@unhurried
 @given(files)
 def test_pieces_keep_to_their_bounds(data: bytes) -> None:
     extents = segment(data)
@@ -66,6 +67,7 @@ def test_pieces_keep_to_their_bounds(data: bytes) -> None:
         )
 
 
+@unhurried
 @given(files)
 def test_holes_are_exactly_the_long_runs_of_zeros(data: bytes) -> None:
     expected = []
@@ -82,6 +84,7 @@ def test_holes_are_exactly_the_long_runs_of_zeros(data: bytes) -> None:
     assert found == expected
 
 
+@unhurried
 @given(files, st.data())
 def test_extents_do_not_depend_on_how_the_bytes_arrive(data: bytes, draw: st.DataObject) -> None:
     step = draw.draw(st.one_of(st.integers(1, 40), st.integers(100, 5000)))
@@ -96,6 +99,7 @@ def test_extents_do_not_depend_on_how_the_bytes_arrive(data: bytes, draw: st.Dat
     assert extents + segmenter.finish() == segment(data)
 
 
+@unhurried
 @given(files)
 def test_memory_is_bounded(data: bytes) -> None:
     segmenter = Segmenter(SMALL)

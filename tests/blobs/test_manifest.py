@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sealing import unhurried
 
 from mountstore.blobs.digest import Digest, checksum
 from mountstore.blobs.manifest import (
@@ -89,6 +90,7 @@ def decoded(builder: ManifestBuilder) -> Manifest:
     return decode_manifest(builder.encode(0))
 
 
+@unhurried
 @given(entries)
 def test_what_was_encoded_is_decoded(content: list[bytes | int]) -> None:
     builder, expected = build(content)
@@ -100,6 +102,7 @@ def test_what_was_encoded_is_decoded(content: list[bytes | int]) -> None:
     assert manifest.has_holes == any(entry.digest is None for entry in expected)
 
 
+@unhurried
 @given(entries)
 def test_entries_are_found_by_offset(content: list[bytes | int]) -> None:
     builder, expected = build(content)
@@ -115,6 +118,7 @@ def test_entries_are_found_by_offset(content: list[bytes | int]) -> None:
     assert manifest.entry_at(manifest.size_bytes + 1) is None
 
 
+@unhurried
 @given(entries)
 def test_data_ranges_are_what_no_hole_covers(content: list[bytes | int]) -> None:
     builder, expected = build(content)
@@ -128,6 +132,7 @@ def test_data_ranges_are_what_no_hole_covers(content: list[bytes | int]) -> None
     assert decoded(builder).data_ranges() == merged
 
 
+@unhurried
 @given(entries, entries, st.data())
 def test_entries_can_be_taken_over(
     head: list[bytes | int], content: list[bytes | int], draw: st.DataObject
@@ -171,6 +176,7 @@ def test_every_flipped_bit_is_refused_or_gives_another_manifest() -> None:
         assert sum(entry.length for entry in manifest) == manifest.size_bytes
 
 
+@unhurried
 @given(st.one_of(st.binary(), st.binary().map(lambda tail: MAGIC + bytes([FORMAT]) + tail)))
 @example(b"")
 @example(MAGIC)
