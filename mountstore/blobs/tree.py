@@ -25,7 +25,7 @@ from typing import BinaryIO, Final, NamedTuple
 from mountstore.blobs.digest import Buffer, Digest, Hasher
 from mountstore.blobs.levels import Levels
 from mountstore.blobs.staging import Staged, Staging, drop_file
-from mountstore.blobs.treelock import SharedLock, TreeLock
+from mountstore.blobs.treelock import LOCK_NAME, SharedLock, Tally, TreeLock, outdate_counts
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError, StoreError
 
 __all__ = ["DIR_LIMIT", "LEVELS_MAX", "Added", "BalancedTree", "TreeStatistics"]
@@ -36,7 +36,7 @@ LEVELS_MAX: Final = 64
 """One for each hex character of a SHA-256."""
 
 _HEX: Final = frozenset("0123456789abcdef")
-_OWN: Final = frozenset({"refs", ".staging"})
+_OWN: Final = frozenset({"refs", ".staging", LOCK_NAME})
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _PART_BYTES: Final = 1 << 20
 # A stream up to this size is taken into memory, so that one whose content exists is never written.
@@ -84,8 +84,9 @@ class BalancedTree:
             in it while no tree is in use is garbage. Default: `.staging` in the root.
         dir_limit: A directory with this many entries (of any kind) takes no further blobs. Need not be the
             same from one use to the next.
-        exclusive: The caller warrants that nobody else adds to this tree while the object lives. Otherwise
-            any number of processes may add and delete at once.
+        exclusive: The caller warrants that nobody else adds to this tree while the object is in use.
+            Otherwise any number of processes may add and delete at once by means of this class
+            (BalancedDiscStorage itself knows nothing of the lock: it may read, but not write, while others do).
         gid: Group of new blobs and directories; None leaves it to the file system.
 
     Raises:
@@ -109,9 +110,15 @@ class BalancedTree:
         self.root: Final = os.path.realpath(root)
         self.dir_limit: Final = dir_limit
         self._staging = Staging(os.path.realpath(staging or f"{self.root}/.staging"), gid)
-        self._levels = Levels(self.root, gid)
         self._shared = not exclusive
-        self._lock: TreeLock = SharedLock(self.root, self._levels) if self._shared else threading.Lock()
+        self._lock: TreeLock
+        if exclusive:
+            outdate_counts(self.root)
+            self._lock = threading.Lock()
+            self._levels = Levels(self.root, gid, Tally())
+        else:
+            self._lock = shared = SharedLock(self.root)
+            self._levels = Levels(self.root, gid, shared)
         # Counts the changes made through this object, under the lock: while it stands still, and nobody
         # else adds, the answer of a look-up holds.
         self._changes = 0
@@ -440,12 +447,16 @@ class BalancedTree:
         directory, made = self._choose(name, [place.directory for place in odd])
         path = f"{directory}/{name}"
         try:
-            os.rename(staged, path)
+            self._levels.will_add(directory)
+            try:
+                os.rename(staged, path)
+            except BaseException:
+                self._levels.not_added(directory)
+                raise
         except BaseException:
             if made:
                 self._levels.prune(directory)
             raise
-        self._levels.added(directory)
         return path
 
     def _choose(self, name: str, taken: list[str]) -> tuple[str, bool]:
@@ -457,13 +468,13 @@ class BalancedTree:
         directory = self.root
         for letter in name[:LEVELS_MAX]:
             directory = f"{directory}/{letter}"
-            entries = self._levels.entries(directory)
-            if entries is None:
+            room = self._levels.has_room(directory, self.dir_limit)
+            if room is None:
                 self._levels.make(directory)
                 self._durable.discard(directory)
                 self._made += 1
                 return directory, True
-            if entries < self.dir_limit and directory not in taken:
+            if room and directory not in taken:
                 return directory, False
         raise StoreError(f"all {LEVELS_MAX} directories on the way of {name} are full")
 

@@ -26,6 +26,11 @@ def place(tree: BalancedTree, digest: Digest, level: int = 1) -> str:
     return "/".join([tree.root, *digest.name[:level], digest.name])
 
 
+def entries(tree: BalancedTree) -> list[str]:
+    """What is in the root besides the tree's own files."""
+    return sorted(set(os.listdir(tree.root)) - {".lock", ".staging"})
+
+
 def read(path: str) -> bytes:
     return Path(path).read_bytes()
 
@@ -109,7 +114,7 @@ def test_staging_elsewhere_is_used_and_left_empty(tmp_path: Path) -> None:
         assert os.path.dirname(staged.path) == os.path.realpath(tmp_path / "staging")
     tree.add_bytes(CONTENT)
     assert os.listdir(tmp_path / "staging") == []
-    assert os.listdir(tree.root) == [DIGEST.name[0]]
+    assert entries(tree) == [DIGEST.name[0]]
 
 
 def test_staging_may_be_removed_at_any_time(tree: BalancedTree) -> None:
@@ -188,7 +193,7 @@ def test_a_staging_file_counts_what_is_written_through_it(tree: BalancedTree) ->
     assert read(added.path) == CONTENT
 
 
-def test_a_staging_file_written_by_its_descriptor_is_published_under_the_given_digest(tree: BalancedTree) -> None:
+def test_a_staging_file_written_by_descriptor_is_published_under_the_given_digest(tree: BalancedTree) -> None:
     with tree.create_staging() as staged:
         os.pwrite(staged.fd, CONTENT[5:], 5)
         os.pwrite(staged.fd, CONTENT[:5], 0)
@@ -263,11 +268,11 @@ def test_a_damaged_blob_can_be_deleted(tree: BalancedTree) -> None:
     os.chmod(path, 0o644)
     Path(path).write_bytes(b"")
     tree.delete(DIGEST)
-    assert os.listdir(tree.root) == [".staging"]
+    assert entries(tree) == []
 
 
 @pytest.mark.parametrize("kind", ["directory", "link to a whole copy", "dangling link", "fifo"])
-def test_something_foreign_under_the_name_is_left_alone(tree: BalancedTree, tmp_path: Path, kind: str) -> None:
+def test_something_foreign_under_the_name_stays(tree: BalancedTree, tmp_path: Path, kind: str) -> None:
     """BalancedDiscStorage keeps an unpacked archive in a directory named like the blob."""
     path = place(tree, DIGEST)
     os.makedirs(os.path.dirname(path))
@@ -332,7 +337,7 @@ def test_walk_bears_deletion_of_what_it_yields(tmp_path: Path) -> None:
         assert tree.delete_path(path) == digest
     assert len(seen) == len(expected)
     assert set(seen) == expected
-    assert os.listdir(tree.root) == [".staging"]
+    assert entries(tree) == []
 
 
 # --- paths that lead elsewhere ---
@@ -377,7 +382,7 @@ def test_delete_path_takes_any_way_into_the_tree(tree: BalancedTree, tmp_path: P
     os.symlink(f"{tree.root}/{DIGEST.name[0]}", tmp_path / "link")
     assert tree.delete_path(f"{tmp_path}/link/../../blobs/{DIGEST.name[0]}/../{DIGEST.name[0]}/{DIGEST.name}")
     assert tree.find(DIGEST) is None
-    assert os.listdir(tree.root) == [".staging"]
+    assert entries(tree) == []
 
 
 def test_a_link_in_place_of_a_directory_is_not_followed(tree: BalancedTree, tmp_path: Path) -> None:
@@ -427,6 +432,37 @@ def test_a_blob_goes_to_the_last_level_if_need_be_and_no_further(tmp_path: Path)
     assert os.listdir(f"{tree.root}/.staging") == []
 
 
+def test_counts_of_a_shared_tree_end_when_somebody_takes_it_for_himself(tmp_path: Path) -> None:
+    alike = [b"%d" % number for number in range(2000) if Digest.of(b"%d" % number).name[0] == "0"]
+    shared = BalancedTree(str(tmp_path), dir_limit=3)
+    shared.add_bytes(alike[0])
+    alone = BalancedTree(str(tmp_path), dir_limit=3, exclusive=True)
+    for content in alike[1:3]:
+        alone.add_bytes(content)
+    assert shared.add_bytes(alike[3]).path.count("/") == shared.root.count("/") + 3
+    alone = BalancedTree(str(tmp_path), dir_limit=3, exclusive=True)
+    for content in alike[:2]:
+        alone.delete_content(content)
+    assert shared.add_bytes(alike[4]).path.count("/") == shared.root.count("/") + 2
+
+
+def test_adding_does_not_list_directories(tree: BalancedTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    real = os.listdir
+
+    def count(path: str) -> list[str]:
+        listed.append(path)
+        return real(path)
+
+    tree.add_bytes(b"0")
+    other = BalancedTree(tree.root) if os.path.exists(f"{tree.root}/.lock") else tree
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", count)
+        for number in range(200):
+            (tree if number % 2 else other).add_bytes(b"%d" % number)
+    assert len(listed) <= 32
+
+
 def test_the_directory_of_an_exclusive_tree_may_be_emptied_by_others(tmp_path: Path) -> None:
     tree = BalancedTree(str(tmp_path), dir_limit=1, exclusive=True)
     alike = [b"%d" % number for number in range(2000) if Digest.of(b"%d" % number).name[:2] == "00"]
@@ -434,7 +470,7 @@ def test_the_directory_of_an_exclusive_tree_may_be_emptied_by_others(tmp_path: P
         tree.add_bytes(content)
     for content in reversed(alike[:3]):
         BalancedTree(str(tmp_path)).delete(Digest.of(content))
-    assert os.listdir(tree.root) == [".staging"]
+    assert entries(tree) == []
     path = tree.add_bytes(alike[0]).path
     assert read(path) == alike[0]
     assert tree.find(Digest.of(alike[0])) == path

@@ -84,6 +84,7 @@ class Pipe(io.RawIOBase):
 
 class TreeMachine(RuleBasedStateMachine):
     tree: BalancedTree
+    other: BalancedTree
     dir_limit: int
 
     def __init__(self) -> None:
@@ -102,6 +103,12 @@ class TreeMachine(RuleBasedStateMachine):
     def begin(self, dir_limit: int, exclusive: bool) -> None:
         self.dir_limit = dir_limit
         self.tree = BalancedTree(self.root, dir_limit=dir_limit, exclusive=exclusive)
+        self.other = self.tree if exclusive else BalancedTree(self.root, dir_limit=dir_limit)
+
+    @rule()
+    def let_another_process_go_on(self) -> None:
+        """A second object knows nothing of the first but what is on disk, as in another process."""
+        self.tree, self.other = self.other, self.tree
 
     @rule(dir_limit=st.integers(1, 4), exclusive=st.booleans())
     def reopen(self, dir_limit: int, exclusive: bool) -> None:
@@ -214,7 +221,7 @@ class TreeMachine(RuleBasedStateMachine):
                     open(f"{foreign}/{os.path.basename(path)}", "w").close()
                 else:
                     os.symlink(path, foreign)
-                self.begin(self.dir_limit, True)
+                self.begin(self.dir_limit, exclusive=False)
 
     @invariant()
     def walk_yields_the_model(self) -> None:
