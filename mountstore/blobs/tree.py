@@ -86,7 +86,7 @@ class BalancedTree:
             same from one use to the next.
         exclusive: The caller warrants that nobody else adds to this tree while the object is in use.
             Otherwise any number of processes may add and delete at once by means of this class
-            (BalancedDiscStorage itself knows nothing of the lock: it may read, but not write, while others do).
+            (BalancedDiscStorage itself knows nothing of the lock: it may read, but not write meanwhile).
         gid: Group of new blobs and directories; None leaves it to the file system.
 
     Raises:

@@ -3,9 +3,9 @@
 If this process is the only one that adds (it holds the store's lock), a `threading.Lock` will do, and what
 it counted stays true. Otherwise `SharedLock`: processes exclude each other with flock(2) on the file `.lock`
 in the tree's root, for the few system calls between look-up and rename (contents are written outside the
-lock). That file also holds the tally, by which each process knows for how long its counts are good enough. Without it,
-each would have to list a directory for every blob it adds: 340 us a blob instead of 30 with 1,250 in a
-directory (2 KiB blobs, ext4, 2026), and more as it fills.
+lock). That file also holds the tally, by which each process knows for how long its counts are good enough.
+Without it, each would have to list a directory for every blob it adds: 340 us a blob instead of 30 with 1,250
+in a directory (2 KiB blobs, ext4, 2026), and more as it fills.
 
 The file is specified in `docs/format.md`. An addition is noted before it is made, a removal after; so a crash
 makes directories look fuller than they are, never emptier.

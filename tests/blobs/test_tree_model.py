@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -67,6 +69,16 @@ def older_add(root: str, content: bytes, dir_limit: int) -> str:
     with open(f"{directory}/{name}", "wb") as out:
         out.write(content)
     return f"{directory}/{name}"
+
+
+def test_the_worked_example_of_the_specification(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/format.md").read_text()
+    places = re.findall(r"^    ((?:[0-9a-f]/)+[0-9a-f]{64}_[0-9a-f]+)$", text, re.MULTILINE)
+    tree = BalancedTree(str(tmp_path / "ours"), dir_limit=2)
+    (tmp_path / "theirs").mkdir()
+    for content, place in zip([b"39", b"49", b"109", b"125", b"156"], places, strict=True):
+        assert tree.add_bytes(content).path == f"{tree.root}/{place}"
+        assert older_add(str(tmp_path / "theirs"), content, 2) == f"{tmp_path}/theirs/{place}"
 
 
 class Pipe(io.RawIOBase):
