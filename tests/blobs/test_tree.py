@@ -18,8 +18,13 @@ DIGEST = Digest.of(CONTENT)
 
 
 @pytest.fixture(params=[True, False], ids=["exclusive", "shared"])
-def tree(request: pytest.FixtureRequest, tmp_path: Path) -> BalancedTree:
-    return BalancedTree(f"{tmp_path}/blobs", exclusive=request.param)
+def exclusive(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture
+def tree(exclusive: bool, tmp_path: Path) -> BalancedTree:
+    return BalancedTree(f"{tmp_path}/blobs", exclusive=exclusive)
 
 
 def place(tree: BalancedTree, digest: Digest, level: int = 1) -> str:
@@ -305,6 +310,29 @@ def test_something_foreign_under_the_name_stays(tree: BalancedTree, tmp_path: Pa
     assert copy.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("way", ["delete", "move_out", "delete_path"])
+def test_a_digest_that_an_adopted_directory_holds_twice(tree: BalancedTree, tmp_path: Path, way: str) -> None:
+    upper, lower = place(tree, DIGEST), place(tree, DIGEST, 2)
+    os.makedirs(os.path.dirname(lower))
+    for path in (upper, lower):
+        Path(path).write_bytes(CONTENT)
+    assert tree.find(DIGEST) == upper
+    assert tree.add_bytes(CONTENT) == (DIGEST, upper, False)
+    assert sorted(tree.walk()) == sorted([(DIGEST, upper), (DIGEST, lower)])
+    match way:
+        case "delete":
+            tree.delete(DIGEST)
+        case "move_out":
+            tree.move_out(DIGEST, f"{tmp_path}/moved")
+            assert read(f"{tmp_path}/moved") == CONTENT
+        case _:
+            tree.delete_path(upper)
+            assert tree.find(DIGEST) == lower
+            tree.delete_path(lower)
+    assert tree.find(DIGEST) is None
+    assert entries(tree) == []
+
+
 def test_walk_ignores_what_is_not_a_blob_in_its_place(tree: BalancedTree) -> None:
     added = tree.add_bytes(CONTENT)
     h0, h1 = DIGEST.name[0], DIGEST.name[1]
@@ -446,7 +474,9 @@ def test_counts_of_a_shared_tree_end_when_somebody_takes_it_for_himself(tmp_path
     assert shared.add_bytes(alike[4]).path.count("/") == shared.root.count("/") + 2
 
 
-def test_adding_does_not_list_directories(tree: BalancedTree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_does_not_list_directories(
+    tree: BalancedTree, exclusive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listed: list[str] = []
     real = os.listdir
 
@@ -454,8 +484,7 @@ def test_adding_does_not_list_directories(tree: BalancedTree, monkeypatch: pytes
         listed.append(path)
         return real(path)
 
-    tree.add_bytes(b"0")
-    other = BalancedTree(tree.root) if os.path.exists(f"{tree.root}/.lock") else tree
+    other = tree if exclusive else BalancedTree(tree.root)
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", count)
         for number in range(200):
@@ -474,6 +503,63 @@ def test_the_directory_of_an_exclusive_tree_may_be_emptied_by_others(tmp_path: P
     path = tree.add_bytes(alike[0]).path
     assert read(path) == alike[0]
     assert tree.find(Digest.of(alike[0])) == path
+
+
+def test_what_one_did_oneself_keeps_the_counts_exact(
+    exclusive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise AssertionError(f"{path} listed")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    tree = BalancedTree(str(tmp_path), dir_limit=20, exclusive=exclusive)
+    alike = [b"%d" % number for number in range(1000) if Digest.of(b"%d" % number).name[0] == "0"]
+    for content in alike[:19]:
+        tree.add_bytes(content)
+    for content in alike[19:40]:
+        path = tree.add_bytes(content).path
+        assert os.path.dirname(path) == f"{tree.root}/0"
+        tree.delete_path(path)
+
+
+def test_what_failed_is_not_counted(
+    exclusive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = BalancedTree(str(tmp_path), dir_limit=2, exclusive=exclusive)
+    alike = [b"%d" % number for number in range(200) if Digest.of(b"%d" % number).name[0] == "0"]
+
+    def fail(*_: object) -> None:
+        raise PermissionError
+
+    tree.add_bytes(alike[0])
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(os, "rename", fail)
+        tree.add_bytes(alike[1])
+    assert os.path.dirname(tree.add_bytes(alike[1]).path) == f"{tree.root}/0"
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(os, "mkdir", fail)
+        tree.add_bytes(alike[2])
+    tree.delete_content(alike[0])
+    assert os.path.dirname(tree.add_bytes(alike[2]).path) == f"{tree.root}/0"
+
+
+def test_damage_that_is_deleted_while_it_is_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = BalancedTree(str(tmp_path), exclusive=True)
+    path = place(tree, DIGEST)
+    os.makedirs(os.path.dirname(path))
+    Path(path).write_bytes(b"damage")
+    real = os.rename
+
+    def delete_first(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "rename", real)
+        BalancedTree(str(tmp_path)).delete(DIGEST)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "rename", delete_first)
+    assert tree.add_bytes(CONTENT) == (DIGEST, path, True)
+    assert read(path) == CONTENT
 
 
 # --- durability ---
