@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from mountstore.cli.exits import Exit, Failure
+from mountstore.cli.servers import find_server, store_of
 from mountstore.errors import MountError
 from mountstore.fuse.mounts import Mount, find_fusermount, is_dead, mount_at, unmount
 
@@ -25,6 +26,10 @@ def check_platform(*, device: str = FUSE_DEVICE) -> None:
             Exit.SYSTEM,
             f"{device} does not exist: load the kernel module with modprobe fuse "
             "(in a container: pass the device in)",
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise Failure(
+            Exit.SYSTEM, f"{device} is closed to this user: root opens it to everybody with chmod 666 {device}"
         )
     if os.geteuid() != 0 and find_fusermount() is None:
         raise Failure(Exit.SYSTEM, "fusermount3 not found: install the package fuse3, or mount as root")
@@ -95,6 +100,8 @@ def check_mountpoint(mountpoint: str, given: str) -> Mount | None:
       Failure: It is missing, not a directory, a store is mounted there, or a dead mount of something else is.
     """
     covering = mount_at(mountpoint)
+    if covering is not None and covering.ours and find_server(covering) is not None:
+        raise _mounted_already(covering, given)
     if is_dead(mountpoint):
         if covering is None:
             raise Failure(
@@ -107,7 +114,7 @@ def check_mountpoint(mountpoint: str, given: str) -> Mount | None:
             )
         return covering
     if covering is not None and covering.ours:
-        raise Failure(Exit.FAILED, f"{given} is mounted already: {covering.source} is there")
+        raise _mounted_already(covering, given)
     if not os.path.lexists(mountpoint):
         raise Failure(Exit.FAILED, f"the mount point {given} does not exist: make it with mkdir")
     if not os.path.isdir(mountpoint):
@@ -129,4 +136,10 @@ def clear_dead_mount(dead: Mount, given: str) -> None:
             raise Failure(Exit.FAILED, f"{given} is a dead mount that cannot be taken away: {exc}") from exc
         current = mount_at(current.mountpoint)
     if current is not None and current.ours:
-        raise Failure(Exit.FAILED, f"{given} is mounted already: {current.source} is there")
+        raise _mounted_already(current, given)
+
+
+def _mounted_already(mount: Mount, given: str) -> Failure:
+    server = find_server(mount)
+    served = "" if server is None else f", served by pid {server.pid}"
+    return Failure(Exit.FAILED, f"{given} is mounted already: {store_of(mount)} is there{served}")

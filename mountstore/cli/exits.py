@@ -32,7 +32,7 @@ class Failure(MountstoreError):
 
 
 def cause_of(exc: BaseException) -> BaseException:
-    """What to tell of a group of exceptions, as trio raises them: the first unforeseen one, else the first."""
+    """What to tell of a group of exceptions, as trio raises them: the first unforeseen, else the first."""
     if not isinstance(exc, BaseExceptionGroup):
         return exc
     causes = [cause_of(inner) for inner in exc.exceptions]

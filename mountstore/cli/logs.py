@@ -54,9 +54,7 @@ class DatagramHandler(logging.Handler):
         self._socket = self._connect()
 
     def _connect(self) -> socket.socket:
-        connection = socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             connection.connect(self._address)
         except OSError:

@@ -53,9 +53,7 @@ def _dir_limit(text: str) -> int:
 def _piece_max(text: str) -> int:
     size_bytes = parse_size(text)
     if not PIECE_MAX_MIN <= size_bytes <= PIECE_MAX_MAX:
-        raise Failure(
-            Exit.USAGE, f"--piece-max {text}: must be from {PIECE_MAX_MIN} to {PIECE_MAX_MAX} bytes"
-        )
+        raise Failure(Exit.USAGE, f"--piece-max {text}: must be from {PIECE_MAX_MIN} to {PIECE_MAX_MAX} bytes")
     return size_bytes
 
 

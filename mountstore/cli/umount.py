@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Parser
+from mountstore.cli.servers import find_server, store_of
 from mountstore.errors import AbsentError, BusyError
 from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, read_mounts, unmount
 
@@ -107,48 +108,8 @@ def find_mount(given: str) -> Mount:
     if of_store:
         return of_store[0]
     if mount is not None:
-        raise Failure(
-            Exit.FAILED, f"{given} is a mount of type {mount.filesystem_type}: that is umount's work"
-        )
+        raise Failure(Exit.FAILED, f"{given} is a mount of type {mount.filesystem_type}: that is umount's work")
     raise Failure(Exit.FAILED, f"{given} is not mounted")
-
-
-def store_of(mount: Mount) -> str:
-    """The directory of the store behind a mount of ours."""
-    return mount.source
-
-
-def _open_server(mount: Mount) -> int | None:
-    """A pidfd of the process that serves `mount`, or None if there is none in sight that has to write.
-
-    It is the one that holds the store's lock. The lock file names it; that it has the file open tells it
-    from a process that has the same number on another machine, in another container, or after a crash.
-    A read-only mount holds no lock and has nothing to write.
-    """
-    if mount.read_only:
-        return None
-    # Reading the file here, and not through mountstore.store, saves importing all of that.
-    lock = os.path.join(store_of(mount), "lock")
-    server = None
-    try:
-        with open(lock, "rb") as file:
-            pid = int(file.read(100).split()[0])
-        server = os.pidfd_open(pid)
-        # After the pidfd, so that it is this very process that is looked at.
-        if any(_same_file(f"/proc/{pid}/fd/{name}", lock) for name in os.listdir(f"/proc/{pid}/fd")):
-            return server
-    except (OSError, ValueError, IndexError):
-        pass
-    if server is not None:
-        os.close(server)
-    return None
-
-
-def _same_file(link: str, path: str) -> bool:
-    try:
-        return os.readlink(link) == path
-    except OSError:
-        return False
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -171,8 +132,9 @@ def _run(argv: Sequence[str]) -> int:
         raise Failure(Exit.USAGE, "the mount point is an empty string")
 
     mount = find_mount(got.target)
-    dead = is_dead(mount.mountpoint)
-    server = None if dead else _open_server(mount)
+    server = find_server(mount)
+    # Asking the mount may take for ever when its daemon hangs: not if it is there, or with -f and -l.
+    dead = server is None and not (got.force or got.lazy) and is_dead(mount.mountpoint)
     try:
         unmount(mount.mountpoint, force=got.force, lazy=got.lazy or dead)
     except BusyError as exc:
@@ -184,7 +146,7 @@ def _run(argv: Sequence[str]) -> int:
         if server is not None:
             if got.verbose:
                 say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
-            _wait_for_end(server)
+            _wait_for_end(server.pidfd)
         elif not dead and not mount.read_only:
             say(PROGRAM, f"{got.target} is unmounted, but its daemon is out of sight and was not waited for")
     elif not got.lazy:
@@ -194,10 +156,10 @@ def _run(argv: Sequence[str]) -> int:
     return Exit.OK
 
 
-def _wait_for_end(server: int) -> None:
+def _wait_for_end(pidfd: int) -> None:
     """Wait until the process behind a pidfd has ended."""
     poller = select.poll()
-    poller.register(server, select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
     poller.poll()
 
 

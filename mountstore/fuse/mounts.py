@@ -94,9 +94,14 @@ def is_gone(mount: Mount) -> bool:
 
 
 def is_dead(path: str) -> bool:
-    """Whether `path` lies on a FUSE mount that nobody serves any more."""
+    """Whether `path` lies on a FUSE mount that nobody serves any more.
+
+    Thread: any; blocks as long as a daemon that is there does not answer.
+    """
     try:
         os.stat(path)
+        # The kernel may still know attributes; this it has to ask for.
+        os.statvfs(path)
     except OSError as exc:
         return exc.errno in _DEAD_ERRNOS
     return False

@@ -1,0 +1,54 @@
+"""Finding the process that serves a mount, from the mount table and the store's lock file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from mountstore.fuse.mounts import Mount
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A serving process; `pidfd` belongs to who got this, and stays right when the number is used again."""
+
+    pid: int
+    pidfd: int
+
+
+def store_of(mount: Mount) -> str:
+    """The directory of the store behind a mount of ours."""
+    return mount.source
+
+
+def find_server(mount: Mount) -> Server | None:
+    """The process that serves `mount` and may have to write, or None if there is none in sight.
+
+    It is the one that holds the store's lock. The lock file names it; that it has the file open tells it
+    from a process that has the same number on another machine, in another container, or after a crash.
+    A read-only mount holds no lock and has nothing to write.
+    """
+    if mount.read_only:
+        return None
+    # Reading the file here, and not through mountstore.store, saves importing all of that.
+    lock = os.path.join(store_of(mount), "lock")
+    pidfd = None
+    try:
+        with open(lock, "rb") as file:
+            pid = int(file.read(100).split()[0])
+        pidfd = os.pidfd_open(pid)
+        # After the pidfd, so that it is this very process that is looked at.
+        if any(_leads_to(f"/proc/{pid}/fd/{name}", lock) for name in os.listdir(f"/proc/{pid}/fd")):
+            return Server(pid, pidfd)
+    except (OSError, ValueError, IndexError):
+        pass
+    if pidfd is not None:
+        os.close(pidfd)
+    return None
+
+
+def _leads_to(link: str, path: str) -> bool:
+    try:
+        return os.readlink(link) == path
+    except OSError:
+        return False

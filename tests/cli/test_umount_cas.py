@@ -1,0 +1,155 @@
+"""umount.cas on real mounts: it waits for the disk, names who is in the way, and never waits for ever."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from programs import BIN, Programs, has_ended, lock_is_free
+
+from mountstore.fuse.mounts import mount_at
+
+pytestmark = pytest.mark.mount
+
+
+def wait_until_detached(mountpoint: Path) -> None:
+    """The kernel tells of every change of the mount table with POLLPRI, see proc(5)."""
+    poller = select.poll()
+    with open("/proc/self/mounts", "rb") as table:
+        poller.register(table, select.POLLPRI)
+        while mount_at(str(mountpoint)) is not None:
+            assert poller.poll(60_000)
+
+
+def test_it_returns_only_when_the_daemon_has_ended(programs: Programs, store: Path, mountpoint: Path) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    (mountpoint / "x").write_text("hello\n")
+    signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+    process = subprocess.Popen([BIN / "umount.cas", "-v", mountpoint], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until_detached(mountpoint)
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"umount.cas: waiting until {store} is safe on disk\n"
+        assert process.poll() is None
+        assert not lock_is_free(store)
+    finally:
+        signal.pidfd_send_signal(daemon, signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert has_ended(daemon)
+    assert lock_is_free(store)
+
+
+def test_who_keeps_it_busy_is_named(programs: Programs, store: Path, mountpoint: Path) -> None:
+    programs.mounted(store, mountpoint)
+    (mountpoint / "x").touch()
+    with (mountpoint / "x").open() as _held:
+        done = programs.umount(mountpoint)
+        assert done.returncode == 32
+        assert f"pid {os.getpid()}, has open {mountpoint}/x" in done.stderr
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=mountpoint) as process:
+        done = programs.umount(mountpoint)
+        assert done.returncode == 32
+        assert f"cat (pid {process.pid}, works in {mountpoint})" in done.stderr
+        assert mount_at(str(mountpoint)) is not None
+    assert programs.umount(mountpoint).returncode == 0
+
+
+def test_a_lazy_unmount_of_a_busy_mount_does_not_wait_and_loses_nothing(
+    programs: Programs, store: Path, mountpoint: Path
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    with (mountpoint / "x").open("w") as held:
+        assert programs.umount("-l", mountpoint).returncode == 0
+        assert mount_at(str(mountpoint)) is None
+        assert not has_ended(daemon)
+        held.write("late\n")
+    assert select.select([daemon], [], [], 60)[0]
+    programs.mounted(store, mountpoint)
+    assert (mountpoint / "x").read_text() == "late\n"
+
+
+def test_a_lazy_unmount_of_an_idle_mount_waits(programs: Programs, store: Path, mountpoint: Path) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    assert programs.umount("-l", mountpoint).returncode == 0
+    assert has_ended(daemon)
+
+
+def test_a_forced_unmount_frees_who_waits_for_a_daemon_that_hangs(
+    programs: Programs, store: Path, mountpoint: Path
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+    waiting = subprocess.Popen(["ls", mountpoint / "not-cached"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([BIN / "umount.cas", "-f", "-l", mountpoint])
+    assert waiting.wait(timeout=60) != 0
+    signal.pidfd_send_signal(daemon, signal.SIGCONT)
+    assert process.wait(timeout=60) == 0
+    assert has_ended(daemon)
+    assert lock_is_free(store)
+
+
+def test_a_bind_mount_goes_without_waiting_for_the_daemon(
+    programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    (tmp_path / "bound").mkdir()
+    subprocess.run(["mount", "--bind", mountpoint, tmp_path / "bound"], check=True)
+    done = programs.umount(tmp_path / "bound")
+    assert done.returncode == 0
+    assert "still mounted elsewhere" in done.stderr
+    assert not has_ended(daemon)
+    assert programs.umount(mountpoint).returncode == 0
+    assert has_ended(daemon)
+
+
+def test_the_store_names_the_mount_too(programs: Programs, store: Path, mountpoint: Path) -> None:
+    programs.mounted(store, mountpoint)
+    assert programs.umount(store).returncode == 0
+    assert mount_at(str(mountpoint)) is None
+
+
+def test_a_dead_mount_is_cleaned_up(programs: Programs, store: Path, mountpoint: Path) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    signal.pidfd_send_signal(daemon, signal.SIGKILL)
+    assert select.select([daemon], [], [], 60)[0]
+    done = programs.umount(mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert mount_at(str(mountpoint)) is None
+
+
+def test_a_read_only_mount_beside_a_writer_does_not_wait_for_the_writer(
+    programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    (tmp_path / "view").mkdir()
+    assert programs.mount(store, tmp_path / "view", "-o", "ro").returncode == 0
+    done = programs.umount(store)
+    assert done.returncode == 1
+    assert "more than once" in done.stderr
+    assert programs.umount(tmp_path / "view").returncode == 0
+    assert not has_ended(daemon)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "hint"),
+    [
+        ([], 1, "MOUNTPOINT"),
+        ([""], 1, "empty string"),
+        (["/", "/proc"], 1, "/proc"),
+        (["-x", "/proc"], 1, "-x"),
+        (["-N", "1", "/proc"], 1, "nsenter"),
+        (["/proc"], 32, "type proc"),
+        (["/proc/self"], 32, "not mounted"),
+        (["/does/not/exist"], 32, "not mounted"),
+    ],
+)
+def test_refusals(programs: Programs, argv: list[str], code: int, hint: str) -> None:
+    done = programs.umount(*argv)
+    assert done.returncode == code
+    assert hint in done.stderr
+    assert done.stderr.count("\n") == 1
