@@ -19,6 +19,7 @@ A failed or cancelled seal leaves blobs that nothing refers to, for garbage coll
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -26,7 +27,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from mountstore.blobs.chunking import ChunkingParameters
 from mountstore.blobs.content import EMPTY, Content, ContentKind, Sealed
-from mountstore.blobs.extents import Segmenter
+from mountstore.blobs.extents import Extent, Segmenter
 from mountstore.blobs.manifest import Manifest, load_manifest
 from mountstore.blobs.pieces import PieceWriter, store_blob
 from mountstore.blobs.tree import BalancedTree
@@ -201,12 +202,15 @@ class StreamingSeal:
         self._head: bytearray | None = bytearray()
         self._segmenter = Segmenter(parameters)
         self._writer = PieceWriter(tree, parameters, threads=False)
+        # Cut, but not stored yet: what is left of a call that failed comes first in the next.
+        self._extents: deque[Extent] = deque()
+        self._finished = False
         self.size_bytes = 0
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Take the next bytes.
+        """Take the next bytes; with none, only try again what failed.
 
-        Raises: as `BalancedTree.add_bytes`. The seal is then useless.
+        Raises: as `BalancedTree.add_bytes`. The bytes are taken all the same, and stored by a later call.
         """
         self.size_bytes += len(data)
         if self._head is not None:
@@ -214,16 +218,26 @@ class StreamingSeal:
             if len(self._head) <= self._parameters.piece_max:
                 return
             data, self._head = self._head, None
-        for extent in self._segmenter.feed(data):
-            self._writer.put(extent)
+        self._extents += self._segmenter.feed(data)
+        self._store()
 
     def finish(self) -> Sealed:
-        """The content of everything fed; nothing may be fed any more. Raises: as `feed`."""
+        """The content of everything fed; nothing may be fed any more.
+
+        Raises: as `BalancedTree.add_bytes`; it may be called again.
+        """
         if self._head is not None:
             return seal_small(self._tree, self._head) if self._head else Sealed(EMPTY, ())
-        for extent in self._segmenter.finish():
-            self._writer.put(extent)
+        if not self._finished:
+            self._extents += self._segmenter.finish()
+            self._finished = True
+        self._store()
         return self._writer.finish()
+
+    def _store(self) -> None:
+        while self._extents:
+            self._writer.put(self._extents[0])
+            self._extents.popleft()
 
 
 def _read(source: Source, offset: int, length: int) -> bytes:
