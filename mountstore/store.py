@@ -28,10 +28,13 @@ from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import BusyError, ExistsError, StoreError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.commits import Committer
+from mountstore.namespace.contents import Contents
+from mountstore.namespace.drafts import Drafts
 from mountstore.namespace.files import Files
 from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
+from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.space import Space
 from mountstore.namespace.xattrs import Attributes
 
@@ -228,7 +231,7 @@ class Store:
         self.ledger = Ledger(self.catalog)
         self.inodes = InodeTable(self.catalog)
         self.space = Space(path)
-        self.namespace = Namespace(self.catalog, self.inodes, read_only=self.read_only)
+        self.namespace = Namespace(self.catalog, self.inodes, read_only=self.read_only, acl=acl)
         self.attributes = Attributes(self.catalog, self.inodes, self.namespace, acl=acl)
         self.commits = Committer(
             catalog=self.catalog,
@@ -238,18 +241,34 @@ class Store:
             interval_s=commit_s,
             on_doubt=self._stop_writes,
         )
-        self.files = Files(
+        parameters = self.config.chunking()
+        self.contents = Contents(self.tree, self.ledger)
+        self.drafts = Drafts(
             catalog=self.catalog,
             inodes=self.inodes,
-            ledger=self.ledger,
+            contents=self.contents,
             tree=self.tree,
-            parameters=self.config.chunking(),
+            parameters=parameters,
             staging=staging,
             space=self.space,
+        )
+        self.sealer = Sealer(
+            inodes=self.inodes,
+            ledger=self.ledger,
+            contents=self.contents,
+            drafts=self.drafts,
+            tree=self.tree,
+            parameters=parameters,
+        )
+        self.files = Files(
+            inodes=self.inodes,
+            contents=self.contents,
+            drafts=self.drafts,
+            sealer=self.sealer,
             hard_sync=self.commits.hard_sync,
         )
-        self.commits.take_retired = self.files.take_retired
-        self.commits.seal_closed = self.files.seal_closed
+        self.commits.take_retired = self.drafts.take_retired
+        self.commits.seal_closed = self.sealer.seal_closed
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False, commit_s: float = 5.0, acl: bool = False) -> Self:
@@ -295,7 +314,7 @@ class Store:
     def _recover(self) -> None:
         orphans = self.inodes.remove_orphans()
         clean = bool(self.catalog.get_meta("clean", 1))
-        drafts = self.files.restore_drafts()
+        drafts = self.drafts.restore()
         if not clean:
             log.warning(
                 "the store was not unmounted cleanly; %d drafts brought back, %d removed files dropped",
@@ -310,7 +329,7 @@ class Store:
     def _clear_staging(self) -> None:
         """Half-written blobs of the last run go; drafts that are nobody's are kept aside."""
         staging = os.path.join(self.path, _STAGING)
-        used = self.files.staging_in_use()
+        used = self.drafts.staging_in_use()
         for entry in os.scandir(staging):
             if entry.name in used or entry.is_dir(follow_symlinks=False):
                 continue
@@ -327,7 +346,7 @@ class Store:
             for inode in self.namespace.forget_all():
                 await self.files.drop(inode)
             try:
-                await self.files.seal_all()
+                await self.sealer.seal_all()
             finally:
                 await self.commits.sync_now()
                 self.catalog.set_meta("clean", 1)
@@ -337,6 +356,7 @@ class Store:
             syncfs(self.path)
 
     def _close(self) -> None:
+        self.contents.close()
         try:
             self.catalog.close()
         finally:

@@ -41,8 +41,10 @@ log = logging.getLogger(__name__)
 class InitFlag(IntFlag):
     """FUSE_INIT flags that matter here; <linux/fuse.h>."""
 
+    DONT_MASK = 1 << 6
     WRITEBACK_CACHE = 1 << 16
     PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28
     INIT_EXT = 1 << 30
@@ -265,6 +267,9 @@ def _amend(request: bytes, answer: bytes) -> tuple[int, bytes]:
     if major != 7:
         raise _HandshakeError(f"libfuse speaks protocol {major}.{minor}")
     flags |= WANTED_FLAGS & offered
+    if flags & InitFlag.POSIX_ACL:
+        # A directory's default list stands in for the umask, which therefore must be left to the daemon.
+        flags |= InitFlag.DONT_MASK & offered
     amended = _OUT_HEADER.pack(size, error, unique) + _INIT_OUT.pack(
         major, minor, readahead, flags, MAX_BACKGROUND, CONGESTION_THRESHOLD,
         max_write, granularity, max_pages, alignment, flags2, rest,

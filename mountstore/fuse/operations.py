@@ -37,6 +37,7 @@ from pyfuse3 import (
 
 from mountstore.errors import ExistsError, FoundDirectoryError, NotSupportedError
 from mountstore.fuse.errnos import fuse_error
+from mountstore.namespace import acl as acls
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import Inode
 from mountstore.namespace.namespace import NAME_MAX, Caller
@@ -85,6 +86,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.enable_acl = acl
         self._xattr = xattr
+        self._rare = (b"security.", b"system.posix_acl_") if acl else (b"security.",)
         self._store = store
         self._namespace = store.namespace
         self._files = store.files
@@ -148,7 +150,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         return self._present(
-            self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), rdev=rdev)
+            self._namespace.create(
+                parent_inode, name, mode, Caller(ctx.uid, ctx.gid), umask=ctx.umask, rdev=rdev
+            )
         )
 
     @_guarded
@@ -156,7 +160,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         mode = ModeT(stat.S_IFDIR | mode & 0o7777)
-        return self._present(self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid)))
+        return self._present(
+            self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), umask=ctx.umask)
+        )
 
     @_guarded
     async def symlink(
@@ -317,7 +323,7 @@ class Operations(pyfuse3.Operations):
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
         found = self._get(inode)
-        if not found.xattrs and name.startswith(b"security."):
+        if not found.xattrs and name.startswith(self._rare):
             # Asked for all the time, and hardly ever there.
             raise FUSEError(errno.ENODATA)
         return self._attributes.get(found, name)
@@ -326,7 +332,12 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
-        self._attributes.set(self._get(inode), name, value)
+        found = self._get(inode)
+        if name in (acls.ACCESS, acls.DEFAULT):
+            keep_setgid = not found.mode & stat.S_ISGID or _in_group(ctx, found.gid)
+            self._attributes.set_acl(found, name, value, keep_setgid=keep_setgid)
+        else:
+            self._attributes.set(found, name, value)
 
     @_guarded
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -356,7 +367,11 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         try:
             inode = self._namespace.create(
-                parent_inode, name, stat.S_IFREG | mode & 0o7777, Caller(ctx.uid, ctx.gid)
+                parent_inode,
+                name,
+                stat.S_IFREG | mode & 0o7777,
+                Caller(ctx.uid, ctx.gid),
+                umask=ctx.umask,
             )
         except ExistsError:
             # Somebody was faster; that is what O_CREAT without O_EXCL is for.
@@ -414,3 +429,12 @@ class Operations(pyfuse3.Operations):
             await self._files.release(handle)
 
 
+def _in_group(ctx: RequestContext, gid: int) -> bool:
+    """Whether the caller belongs to a group, or is privileged."""
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):
+        # It has ended, or lives out of sight in a namespace of its own.
+        return False

@@ -27,6 +27,7 @@ from mountstore.errors import (
     TooManyLinksError,
     WantsDirectoryError,
 )
+from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 
@@ -52,11 +53,15 @@ class Namespace:
 
     Args:
       catalog, inodes: Of the store, shared with its `Files`.
+      acl: Access control lists are on: the umask is ours to apply, they are inherited and follow chmod(2).
     """
 
-    def __init__(self, catalog: Catalog, inodes: InodeTable, *, read_only: bool = False) -> None:
+    def __init__(
+        self, catalog: Catalog, inodes: InodeTable, *, read_only: bool = False, acl: bool = False
+    ) -> None:
         self._catalog = catalog
         self._inodes = inodes
+        self._acl = acl
         self._orphans: dict[int, Inode] = {}
         self.read_only = read_only
 
@@ -134,13 +139,16 @@ class Namespace:
         mode: int,
         caller: Caller,
         *,
+        umask: int = 0,
         rdev: int = 0,
         target: bytes | None = None,
     ) -> Inode:
         """Make anything: a regular file, directory, symbolic link (`target`), fifo, socket or device.
 
         Args:
-          mode: Permissions with the file type, the umask already applied.
+          mode: Permissions with the file type.
+          umask: Applied if access control lists are on and the directory has no default list; without
+            them the kernel has applied it.
 
         Raises:
           ExistsError, AbsentError, NameTooLongError, WantsDirectoryError, ReadOnlyError
@@ -156,12 +164,26 @@ class Namespace:
             gid = parent.gid
             if directory:
                 mode |= stat.S_ISGID
+        attributes: dict[bytes, bytes] = {}
+        if self._acl and target is None:
+            default = self._catalog.get_xattr(parent_id, acls.DEFAULT) if parent.xattrs else None
+            if default is None:
+                mode &= ~umask
+            else:
+                mode, attributes = _inherit(default, mode, directory)
         inodes = self._inodes
         number = inodes.next_id()
-        self._catalog.add_entry(parent_id, name, number, inodes.next_cookie())
+        if attributes:
+            with self._catalog.savepoint():
+                self._catalog.add_entry(parent_id, name, number, inodes.next_cookie())
+                for attribute, value in attributes.items():
+                    self._catalog.put_xattr(number, attribute, value)
+        else:
+            self._catalog.add_entry(parent_id, name, number, inodes.next_cookie())
         inode = inodes.create(
             number, mode, caller.uid, gid, parent=parent_id if directory else 0, rdev=rdev, target=target
         )
+        inode.xattrs = len(attributes)
         if directory:
             parent.nlink += 1
         self._touch(parent, inode.btime_ns)
@@ -373,6 +395,11 @@ class Namespace:
         """
         self.require_writable()
         if mode is not None:
+            if self._acl and inode.xattrs:
+                access = self._catalog.get_xattr(inode.id, acls.ACCESS)
+                if access is not None:
+                    changed = acls.encode(acls.chmod(acls.decode(access), mode))
+                    self._catalog.put_xattr(inode.id, acls.ACCESS, changed)
             inode.mode = inode.mode & 0o170000 | mode & 0o7777
         elif (uid is not None or gid is not None or owner_named) and not inode.is_directory:
             # With FUSE_HANDLE_KILLPRIV_V2 this is ours to do (chown(2): the bits go, whoever calls).
@@ -395,3 +422,14 @@ class Namespace:
         """A truncation changed the file: its modification and change times are now."""
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
         self._inodes.changed(inode)
+
+
+def _inherit(default: bytes, mode: int, directory: bool) -> tuple[int, dict[bytes, bytes]]:
+    """Mode and attributes of what is made in a directory with the default list `default`."""
+    mode, access, passed_on = acls.inherit(acls.decode(default), mode, directory=directory)
+    attributes = {}
+    if access is not None:
+        attributes[acls.ACCESS] = acls.encode(access)
+    if passed_on is not None:
+        attributes[acls.DEFAULT] = default
+    return mode, attributes

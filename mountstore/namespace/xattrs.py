@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import stat
 import time
 
 from mountstore.errors import (
     AttributeTooLargeError,
     ExistsError,
+    MisuseError,
     NameTooLongError,
     NoAttributeError,
     NotSupportedError,
 )
+from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.namespace import Namespace
@@ -24,7 +27,7 @@ LIST_MAX = 65536
 _NAME_MAX = 255
 
 _SPACES = (b"user.", b"trusted.", b"security.")
-_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+_ACLS = (acls.ACCESS, acls.DEFAULT)
 
 
 class Attributes:
@@ -44,19 +47,20 @@ class Attributes:
 
     def get(self, inode: Inode, name: bytes) -> bytes:
         """Raises: NoAttributeError, NotSupportedError"""
+        self._require_known(name)
         # The kernel asks for security.capability all the time: no query for what has no attributes.
         if inode.xattrs:
             value = self._catalog.get_xattr(inode.id, name)
             if value is not None:
                 return value
-        self._require_known(name)
         raise NoAttributeError(repr(name))
 
     def set(self, inode: Inode, name: bytes, value: bytes, *, create: bool = False) -> None:
-        """Set or, with `create`, make an attribute.
+        """Set or, with `create`, make an attribute; access control lists as `set_acl` does.
 
         Raises:
-          ExistsError (create), AttributeTooLargeError, NameTooLongError, NotSupportedError, ReadOnlyError
+          ExistsError (create), AttributeTooLargeError, NameTooLongError, NotSupportedError, MisuseError,
+          ReadOnlyError
         """
         self._namespace.require_writable()
         self._require_known(name)
@@ -64,6 +68,43 @@ class Attributes:
             raise NameTooLongError(f"{len(name)} bytes")
         if len(value) > VALUE_MAX:
             raise AttributeTooLargeError(f"{len(value)} bytes")
+        if name in _ACLS:
+            self.set_acl(inode, name, value, keep_setgid=True)
+            return
+        self._put(inode, name, value, create=create)
+        self._changed(inode)
+
+    def set_acl(self, inode: Inode, name: bytes, value: bytes, *, keep_setgid: bool) -> None:
+        """Set an access control list, and for that of access the mode that corresponds to it. One that says
+        no more than the mode does is not kept.
+
+        Args:
+          name: `acl.ACCESS` or `acl.DEFAULT`.
+          keep_setgid: The caller belongs to the inode's group or is privileged.
+
+        Raises:
+          MisuseError, AttributeTooLargeError, NotSupportedError, ReadOnlyError
+        """
+        self._namespace.require_writable()
+        self._require_known(name)
+        acl = acls.decode(value)
+        mode = inode.mode
+        if name == acls.ACCESS and acl:
+            mode = acls.mode_of(acl, mode)
+            if not keep_setgid:
+                mode &= ~stat.S_ISGID
+            if acls.is_minimal(acl):
+                acl = ()
+        elif acl and not inode.is_directory:
+            raise MisuseError("a default access control list of something that is no directory")
+        if acl:
+            self._put(inode, name, acls.encode(acl))
+        elif inode.xattrs and self._catalog.delete_xattr(inode.id, name):
+            inode.xattrs -= 1
+        inode.mode = mode
+        self._changed(inode)
+
+    def _put(self, inode: Inode, name: bytes, value: bytes, *, create: bool = False) -> None:
         names = [known for known, _ in self._catalog.list_xattrs(inode.id)] if inode.xattrs else []
         if name in names:
             if create:
@@ -73,7 +114,6 @@ class Attributes:
         self._catalog.put_xattr(inode.id, name, value)
         if name not in names:
             inode.xattrs += 1
-        self._changed(inode)
 
     def remove(self, inode: Inode, name: bytes) -> None:
         """Raises: NoAttributeError, NotSupportedError, ReadOnlyError"""
@@ -85,13 +125,13 @@ class Attributes:
         self._changed(inode)
 
     def names(self, inode: Inode, *, trusted: bool) -> list[bytes]:
-        """All names; those of the trusted space only if the caller may see them."""
+        """All names that can be asked for; those of the trusted space only if the caller may see them."""
         if not inode.xattrs:
             return []
         return [
             name
             for name, _ in self._catalog.list_xattrs(inode.id)
-            if trusted or not name.startswith(b"trusted.")
+            if (trusted or not name.startswith(b"trusted.")) and (self._acl or name not in _ACLS)
         ]
 
     def _require_known(self, name: bytes) -> None:
