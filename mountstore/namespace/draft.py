@@ -1,8 +1,9 @@
 """Drafts: the changed, not yet sealed content of an open file.
 
-A small file's draft is its whole content in memory; a larger one's is a sparse staging file that holds the
-dirty extents at their own offsets, over the sealed base. A draft grows from the first form into the second
-and never back.
+A small file's draft is its whole content in memory. A file that grows beyond that because data is appended in
+order becomes a stream: it is cut, hashed and placed while it arrives, so that it is written once and its close
+has little left to do. Everything else large is a sparse staging file that holds the dirty extents at their own
+offsets, over the sealed base.
 
 Invariants of a `StagedDraft`
   1. Bytes in `dirty` come from the staging file, all others from the base below `base_limit`, and are zero
@@ -18,18 +19,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
 import trio
 
-from mountstore.blobs.content import Content
+from mountstore.blobs.content import Content, Sealed
+from mountstore.blobs.seal import StreamingSeal
 from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
 from mountstore.namespace.ranges import RangeSet
 
 MEMORY_MAX = 8 << 20
 """A file up to this size is drafted in memory (DESIGN "Life of a write")."""
+
+PARKED_MAX = 16 << 20
+"""How far ahead of a stream, and how much, bytes may arrive."""
 
 _Ranges = list[tuple[int, int]]
 
@@ -93,14 +99,14 @@ class StagedDraft:
 
     __slots__ = (
         "_fd",
+        "_puts",
+        "_quiet",
         "_reader",
         "base",
         "base_limit",
         "claimed",
         "dirty",
         "path",
-        "puts",
-        "quiet",
         "recorded",
         "size_bytes",
     )
@@ -115,8 +121,8 @@ class StagedDraft:
         self.claimed = 0
         self.recorded = False
         # Writes under way in workers, and what to set when there are none left.
-        self.puts = 0
-        self.quiet: trio.Event | None = None
+        self._puts = 0
+        self._quiet = trio.Event()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @property
@@ -136,6 +142,23 @@ class StagedDraft:
             written = os.pwrite(self._fd, view, offset)
             offset += written
             view = view[written:]
+
+    @contextmanager
+    def put_begun(self) -> Iterator[None]:
+        """The context of a `put` in a worker."""
+        self._puts += 1
+        try:
+            yield
+        finally:
+            self._puts -= 1
+            if self._puts == 0:
+                self._quiet.set()
+                self._quiet = trio.Event()
+
+    async def wait_quiet(self) -> None:
+        """Return when no `put` is under way."""
+        while self._puts:
+            await self._quiet.wait()
 
     def truncate(self, size: int) -> None:
         if size < self.size_bytes:
@@ -247,4 +270,71 @@ class StagedDraft:
             pass
 
 
-Draft = MemoryDraft | StagedDraft
+class StreamedDraft:
+    """Bytes that arrive in order, sealed while they arrive.
+
+    What comes a little too early is parked in memory until its turn (the kernel writes back in parallel).
+    `feed` and `finish` are called by one worker at a time, who holds `turn`; anything else ends the stream:
+    it is sealed as it is, and changed as a base.
+
+    Args:
+      base: The content that was sealed before; none of it is part of the stream.
+      head: The first bytes.
+    """
+
+    __slots__ = ("_stream", "base", "claimed", "end", "parked", "parked_bytes", "pending", "turn")
+
+    def __init__(self, base: Content, stream: StreamingSeal, head: bytearray) -> None:
+        self.base = base
+        self.claimed = 0
+        self._stream = stream
+        self.pending = head
+        self.end = len(head)
+        self.parked: dict[int, bytes] = {}
+        self.parked_bytes = 0
+        self.turn = trio.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        return max((offset + len(data) for offset, data in self.parked.items()), default=self.end)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.end + self.parked_bytes
+
+    def write(self, offset: int, data: bytes) -> bool:
+        """Take bytes that continue the stream, or will soon; False if they do neither."""
+        if offset == self.end:
+            self._append(data)
+            while self.parked and (early := self.parked.pop(self.end, None)) is not None:
+                self.parked_bytes -= len(early)
+                self._append(early)
+            return True
+        far = offset - self.end + len(data) > PARKED_MAX or offset < self.end
+        if far or self.parked_bytes + len(data) > PARKED_MAX or offset in self.parked:
+            return False
+        self.parked[offset] = data
+        self.parked_bytes += len(data)
+        return True
+
+    def _append(self, data: bytes) -> None:
+        self.pending += data
+        self.end += len(data)
+
+    def take_pending(self) -> bytearray:
+        """The bytes to feed next; whoever holds `turn` feeds them."""
+        pending, self.pending = self.pending, bytearray()
+        return pending
+
+    def feed(self, data: bytearray) -> None:
+        """Cut and place bytes from `take_pending`; blocks. Raises: as `StreamingSeal.feed`."""
+        self._stream.feed(data)
+
+    def finish(self, data: bytearray) -> Sealed:
+        """The content of the stream and these last bytes; blocks. Raises: as `StreamingSeal.finish`."""
+        if data:
+            self._stream.feed(data)
+        return self._stream.finish()
+
+
+Draft = MemoryDraft | StreamedDraft | StagedDraft

@@ -1,0 +1,217 @@
+"""The drafts of all inodes: opened over contents, grown from one form into the next, recorded, retired.
+
+Bounds: all drafts in memory together hold at most `MEMORY_TOTAL` bytes; beyond, they go to staging files. What
+a draft will need on the disk is claimed from `Space` when it is accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import trio
+
+from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.seal import StreamingSeal
+from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import CorruptError, MisuseError
+from mountstore.namespace.catalog import Catalog, DraftRow
+from mountstore.namespace.contents import Contents
+from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.namespace.space import Space
+
+log = logging.getLogger(__name__)
+
+MEMORY_TOTAL = 256 << 20
+"""Bytes of all drafts in memory together."""
+
+
+class Drafts:
+    """Drafts of one store.
+
+    Args:
+      staging: Directory for the files of staged drafts.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        inodes: InodeTable,
+        contents: Contents,
+        tree: BalancedTree,
+        parameters: ChunkingParameters,
+        staging: str,
+        space: Space,
+    ) -> None:
+        self._catalog = catalog
+        self._inodes = inodes
+        self._contents = contents
+        self._tree = tree
+        self._parameters = parameters
+        self._staging = staging
+        self._space = space
+        self._memory_bytes = 0
+        # Staging files whose content is sealed, to be deleted when the seal survives power loss.
+        self._retired: list[StagedDraft] = []
+
+    # --- opening ---
+
+    async def open(self, inode: Inode, *, keep: int) -> Draft:
+        """The draft of an inode, opened over its content if there is none; of that the first `keep` bytes
+        are wanted. Waits for a change in progress.
+
+        Raises: What reading the content raises, NoSpaceError; then there is no draft.
+        """
+        await wait_idle(inode)
+        if inode.draft is not None:
+            return inode.draft
+        base = inode.content
+        wanted = min(base.size_bytes, keep)
+        # A file that is fsynced again and again (a database) is not to be rewritten whole for each fsync.
+        if wanted > MEMORY_MAX or (inode.syncs > 0 and base.size_bytes > 0):
+            reader = self._contents.open_reader(base)
+            inode.draft = StagedDraft(self._new_path(inode), base, reader)
+            return inode.draft
+        draft = MemoryDraft(base, bytearray())
+        if wanted:
+            inode.busy = done = trio.Event()
+            try:
+                draft.data += await self._contents.read(inode, 0, wanted)
+            finally:
+                inode.busy = None
+                done.set()
+            if len(draft.data) != wanted:
+                raise CorruptError(f"inode {inode.id}: its content is shorter than recorded")
+            self.claim(draft, wanted)
+            self._memory_bytes += wanted
+        inode.draft = draft
+        return draft
+
+    def _new_path(self, inode: Inode) -> str:
+        return os.path.join(self._staging, f"draft-{inode.id}-{time.time_ns():x}")
+
+    # --- growing ---
+
+    def claim(self, draft: Draft, length: int) -> None:
+        """Promise the draft room for `length` more bytes. Raises: NoSpaceError."""
+        self._space.claim(length)
+        draft.claimed += length
+
+    def resize(self, draft: MemoryDraft, size: int) -> bool:
+        """Account for a draft that is about to get another size; False if that is too large for memory.
+
+        Raises: NoSpaceError
+        """
+        growth = size - len(draft.data)
+        if size > MEMORY_MAX or (growth > 0 and self._memory_bytes + growth > MEMORY_TOTAL):
+            return False
+        if growth > 0:
+            self.claim(draft, growth)
+        self._memory_bytes += growth
+        return True
+
+    def spill(self, inode: Inode, memory: MemoryDraft) -> StagedDraft:
+        """Move a draft from memory into a staging file."""
+        staged = StagedDraft(self._new_path(inode), memory.base, None)
+        staged.base_limit = staged.size_bytes = 0
+        try:
+            staged.put(0, memory.data)
+        except OSError:
+            staged.close()
+            staged.discard()
+            raise
+        staged.mark(0, len(memory.data))
+        self._replace(inode, memory, staged)
+        return staged
+
+    def stream(self, inode: Inode, memory: MemoryDraft) -> StreamedDraft:
+        """Seal a draft from memory while more of it arrives in order."""
+        streamed = StreamedDraft(memory.base, StreamingSeal(self._tree, self._parameters), memory.data)
+        self._replace(inode, memory, streamed)
+        return streamed
+
+    def _replace(self, inode: Inode, memory: MemoryDraft, draft: Draft) -> None:
+        draft.claimed = memory.claimed
+        self._memory_bytes -= len(memory.data)
+        inode.draft = draft
+
+    def restage(self, inode: Inode, parts: dict[int, bytes]) -> None:
+        """Write what was parked ahead of a stream, which is sealed now, over it."""
+        draft = StagedDraft(self._new_path(inode), inode.content, self._contents.open_reader(inode.content))
+        inode.draft = draft
+        for offset, data in parts.items():
+            self.claim(draft, len(data))
+            draft.put(offset, data)
+            draft.mark(offset, len(data))
+        inode.size = draft.size_bytes
+        inode.view = None
+
+    # --- ending ---
+
+    def retire(self, inode: Inode) -> None:
+        """Let go of an inode's draft, which is sealed or no longer wanted."""
+        draft = inode.draft
+        assert draft is not None
+        inode.draft = None
+        self._space.release(draft.claimed)
+        if type(draft) is MemoryDraft:
+            self._memory_bytes -= len(draft.data)
+        elif type(draft) is StagedDraft:
+            draft.close()
+            if draft.recorded:
+                self._catalog.delete_draft(inode.id)
+                self._retired.append(draft)
+            else:
+                draft.discard()
+
+    def take_retired(self) -> list[StagedDraft]:
+        """Staging files to delete after the hard sync that is about to start."""
+        retired, self._retired = self._retired, []
+        return retired
+
+    # --- surviving a crash ---
+
+    def record(self, inode: Inode, draft: StagedDraft, row: DraftRow | None = None) -> None:
+        """Have the catalog remember a staged draft, as it is now or as it was when `row` was taken."""
+        draft.recorded = True
+        self._catalog.put_draft(row or draft.to_row(inode.id))
+
+    def restore(self) -> int:
+        """At start: take up the drafts that a crash left recorded. Returns how many.
+
+        A draft that cannot be brought back is reported and its staging file kept.
+        """
+        restored = 0
+        for row in self._catalog.drafts():
+            try:
+                inode = self._inodes.get(row.inode)
+                if not inode.is_regular:
+                    raise MisuseError(f"inode {row.inode} is no regular file")
+                base = inode.content
+                draft = StagedDraft.from_row(row, self._staging, base, self._contents.open_reader(base))
+            except Exception as exc:
+                log.error("%s: a draft cannot be brought back, its file is kept: %s", row.staging, exc)
+                self._catalog.delete_draft(row.inode)
+                continue
+            inode.draft = draft
+            inode.size = draft.size_bytes
+            inode.view = None
+            restored += 1
+        return restored
+
+    def staging_in_use(self) -> set[str]:
+        """Base names of the staging files that belong to drafts."""
+        return {
+            os.path.basename(inode.draft.path)
+            for inode in self._inodes.drafted()
+            if type(inode.draft) is StagedDraft
+        }
+
+
+async def wait_idle(inode: Inode) -> None:
+    """Return when no seal, and no opening of a draft, is in progress."""
+    while inode.busy is not None:
+        await inode.busy.wait()

@@ -1,0 +1,148 @@
+"""Sealing: a draft becomes blobs, and the inode points at them."""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.content import EMPTY, ContentKind, Sealed
+from mountstore.blobs.seal import seal, seal_small
+from mountstore.blobs.tree import BalancedTree
+from mountstore.namespace.contents import Contents
+from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.drafts import Drafts, wait_idle
+from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.namespace.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+INLINE_MAX = 128 << 10
+"""Bytes that the owner's thread handles itself: hashing and writing them takes some 100 us, as much as the way
+to a worker and back."""
+
+
+class Sealer:
+    """Seals the drafts of one store."""
+
+    def __init__(
+        self,
+        *,
+        inodes: InodeTable,
+        ledger: Ledger,
+        contents: Contents,
+        drafts: Drafts,
+        tree: BalancedTree,
+        parameters: ChunkingParameters,
+    ) -> None:
+        self._inodes = inodes
+        self._ledger = ledger
+        self._contents = contents
+        self._drafts = drafts
+        self._tree = tree
+        self._parameters = parameters
+
+    async def seal(self, inode: Inode) -> None:
+        """Turn the draft, if there is one, into the inode's content.
+
+        Raises: What the blobs raise; the draft is then as before.
+        """
+        await wait_idle(inode)
+        while (draft := inode.draft) is not None:
+            if type(draft) is MemoryDraft and len(draft.data) <= INLINE_MAX:
+                # Without an await: most files come and go here.
+                sealed = seal_small(self._tree, draft.data) if draft.data else Sealed(EMPTY, ())
+                self._adopt(inode, draft, sealed)
+                return
+            inode.busy = done = trio.Event()
+            try:
+                sealed = await self._seal_in_thread(draft)
+            except BaseException:
+                self._ledger.suspect = True
+                raise
+            finally:
+                inode.busy = None
+                done.set()
+            self._adopt(inode, draft, sealed)
+            if type(draft) is not StreamedDraft or not draft.parked:
+                return
+            self._drafts.restage(inode, draft.parked)
+
+    async def _seal_in_thread(self, draft: Draft) -> Sealed:
+        in_thread = self._contents.in_thread
+        if type(draft) is MemoryDraft:
+            return await in_thread(self._seal_memory, draft.data)
+        if type(draft) is StreamedDraft:
+            async with draft.turn:
+                # If it fails the stream has taken the bytes all the same, and the next attempt goes on.
+                return await in_thread(draft.finish, draft.take_pending())
+        assert type(draft) is StagedDraft
+        await draft.wait_quiet()
+        return await in_thread(self._seal_staged, draft)
+
+    def _seal_memory(self, data: bytearray) -> Sealed:
+        if len(data) <= self._parameters.piece_max:
+            return seal_small(self._tree, data)
+        return seal(self._tree, self._parameters, _Bytes(data))
+
+    def _seal_staged(self, draft: StagedDraft) -> Sealed:
+        if draft.base.kind is ContentKind.MANIFEST:
+            dirty = draft.dirty_ranges()
+            return seal(self._tree, self._parameters, draft, base=draft.base, dirty=dirty)
+        return seal(self._tree, self._parameters, draft)
+
+    def _adopt(self, inode: Inode, draft: Draft, sealed: Sealed) -> None:
+        """The sealed content becomes the inode's."""
+        self._ledger.record(sealed.blobs)
+        content = sealed.content
+        if content != inode.content:
+            self._contents.close_reader(inode)
+            inode.content = content
+        inode.size = content.size_bytes
+        inode.allocated = min(draft.allocated_bytes, content.size_bytes)
+        self._drafts.retire(inode)
+        self._inodes.changed(inode)
+
+    async def seal_or_keep(self, inode: Inode) -> None:
+        """Seal when there is nobody left to tell of a failure: the draft is kept, and tried again."""
+        try:
+            await self.seal(inode)
+        except Exception as exc:
+            log.error("inode %d: cannot be sealed now, kept as a draft: %s", inode.id, exc)
+
+    async def seal_closed(self) -> None:
+        """Try again what could not be sealed when it was closed."""
+        for inode in self._inodes.drafted():
+            if inode.writers == 0 and inode.nlink > 0 and inode.busy is None:
+                await self.seal_or_keep(inode)
+
+    async def seal_all(self) -> None:
+        """Seal every draft of a file that still has a name, at unmount.
+
+        Raises: ExceptionGroup of what could not be sealed.
+        """
+        failures: list[Exception] = []
+        for inode in self._inodes.drafted():
+            if inode.nlink > 0:
+                try:
+                    await self.seal(inode)
+                except Exception as exc:
+                    exc.add_note(f"inode {inode.id}, {inode.size} bytes")
+                    failures.append(exc)
+        if failures:
+            raise ExceptionGroup("contents that could not be sealed", failures)
+
+
+class _Bytes:
+    """A content in memory as a source of a seal."""
+
+    def __init__(self, data: bytearray) -> None:
+        self._view = memoryview(data)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._view)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return bytes(self._view[offset : offset + length])
