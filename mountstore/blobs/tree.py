@@ -365,7 +365,7 @@ class BalancedTree:
         directory = os.path.dirname(path)
         _fsync(directory, os.O_DIRECTORY)
         fresh = []
-        while directory != self.root and (self._shared or directory not in self._durable):
+        while directory != self.root and directory not in self._durable:
             fresh.append(directory)
             directory = os.path.dirname(directory)
             _fsync(directory, os.O_DIRECTORY)

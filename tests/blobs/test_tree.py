@@ -419,6 +419,8 @@ def test_a_link_in_place_of_a_directory_is_not_followed(tree: BalancedTree, tmp_
     (outside / DIGEST.name).write_bytes(CONTENT)
     os.symlink(outside, f"{tree.root}/{DIGEST.name[0]}")
     assert tree.find(DIGEST) is None
+    assert list(tree.walk()) == []
+    assert tree.statistics() == TreeStatistics(0, 0, 0, 0, 1)
     for missing in (lambda: tree.open(DIGEST), lambda: tree.delete(DIGEST)):
         with pytest.raises(BlobMissingError):
             missing()

@@ -24,7 +24,7 @@ from mountstore.errors import BlobMissingError
 DIR_LIMIT = 3
 CONTENTS = [b"content %d " % number * 50 for number in range(150)]
 # Every call that changes something on the way of a blob into the tree or out of it.
-CALLS = ("open", "fchmod", "write", "pwrite", "close", "mkdir", "rename", "unlink", "rmdir")
+CALLS = ("open", "fchmod", "chmod", "write", "pwrite", "close", "mkdir", "rename", "unlink", "rmdir")
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -259,6 +259,7 @@ def test_failure_of_any_system_call_changes_nothing(tmp_path: Path, exclusive: b
     for number in range(100):
         root = str(tmp_path / str(number))
         tree = BalancedTree(root, dir_limit=1, exclusive=exclusive)
+        os.chmod(root, 0o711)  # so that new directories need a chmod
         for other in alike[:2]:
             tree.add_bytes(other)
         before = sorted(path for path, _, _ in os.walk(root))
