@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
@@ -97,10 +97,10 @@ def find_mount(given: str) -> Mount:
     Raises:
       Failure: There is none, or several mounts of that store.
     """
-    path = os.path.realpath(given)
-    mount = mount_at(path)
-    if mount is not None and mount.ours:
-        return mount
+    for path in _ways_to_write(given):
+        mount = mount_at(path)
+        if mount is not None and mount.ours:
+            return mount
     of_store = [m for m in read_mounts() if m.ours and store_of(m) == path]
     if len(of_store) > 1:
         places = ", ".join(m.mountpoint for m in of_store)
@@ -110,6 +110,18 @@ def find_mount(given: str) -> Mount:
     if mount is not None:
         raise Failure(Exit.FAILED, f"{given} is a mount of type {mount.filesystem_type}: that is umount's work")
     raise Failure(Exit.FAILED, f"{given} is not mounted")
+
+
+def _ways_to_write(given: str) -> Iterator[str]:
+    """Absolute forms of a path, ending with the one without symbolic links.
+
+    That one is the last because resolving a mount point asks its daemon, which may hang; resolving the
+    directory above it does not.
+    """
+    directory, name = os.path.split(given.rstrip("/"))
+    if name not in ("", ".", ".."):
+        yield os.path.join(os.path.realpath(directory), name)
+    yield os.path.realpath(given)
 
 
 def _run(argv: Sequence[str]) -> int:
