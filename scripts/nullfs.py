@@ -257,17 +257,17 @@ async def serve(operations: NullFS, choices: argparse.Namespace) -> None:
         subtype="null",
         want_handshake=choices.handshake,
     )
-    raised = readahead.raise_readahead(connection.device) if choices.readahead else False
-    fast = request_loop.install(choices.busy_poll / 1e6) if choices.fast_loop else False
-    ready = {
-        "pid": os.getpid(),
-        "handshake": connection.handshake,
-        "flags": connection.flags,
-        "fast_loop": fast,
-        "readahead": raised,
-    }
-    print(json.dumps(ready), flush=True)
     try:
+        raised = readahead.raise_readahead(connection.device) if choices.readahead else False
+        fast = request_loop.install(choices.busy_poll / 1e6) if choices.fast_loop else False
+        ready = {
+            "pid": os.getpid(),
+            "handshake": connection.handshake,
+            "flags": connection.flags,
+            "fast_loop": fast,
+            "readahead": raised,
+        }
+        print(json.dumps(ready), flush=True)
         await request_loop.serve(max_tasks=choices.max_tasks)
     finally:
         handshake.close(connection)

@@ -62,10 +62,10 @@ raise SystemExit(not os.path.exists(os.path.join(sysconfig.get_path("include"), 
     fail "no Python >= 3.11 with venv and headers (Debian: python3-venv, python3-dev)"
 }
 
-# need_venv [EXTRA]: make .venv and install this project into it, as far as that is not done. With the
-# extra "test" it is installed for development, so that changes of the sources are seen at once.
+# need_venv plain|test: make .venv and install this project into it, as far as that is not done; for tests it
+# is installed with what they need, and for development, so that changes of the sources are seen at once.
 need_venv() {
-    local extra="${1:-}" stamp python
+    local extra="$1" stamp python
     # Changed sources must be installed anew, except for development, where they are used in place.
     if [ "$extra" = test ]; then
         stamp=".venv/installed-test-$(sha256sum <pyproject.toml | cut -c1-16)"
