@@ -14,17 +14,17 @@ except `fsync`. Several processes may work on one tree, see `exclusive`.
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Final, NamedTuple
 
-from mountstore.blobs.digest import Buffer, Digest, Hasher
+from mountstore.blobs.digest import Buffer, Digest
 from mountstore.blobs.levels import Levels
+from mountstore.blobs.scan import LEVELS_MAX, TreeStatistics, count, scan
 from mountstore.blobs.staging import Staged, Staging, drop_file
+from mountstore.blobs.streams import PART_BYTES, digest_of_rest, read_up_to
 from mountstore.blobs.treelock import LOCK_NAME, SharedLock, Tally, TreeLock, outdate_counts
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError, StoreError
 
@@ -32,13 +32,7 @@ __all__ = ["DIR_LIMIT", "LEVELS_MAX", "Added", "BalancedTree", "TreeStatistics"]
 
 DIR_LIMIT: Final = 32000
 """The default of BalancedDiscStorage; ext3 allowed a directory 31998 subdirectories."""
-LEVELS_MAX: Final = 64
-"""One for each hex character of a SHA-256."""
-
-_HEX: Final = frozenset("0123456789abcdef")
-_OWN: Final = frozenset({"refs", ".staging", LOCK_NAME})
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_PART_BYTES: Final = 1 << 20
 # A stream up to this size is taken into memory, so that one whose content exists is never written.
 _IN_MEMORY_BYTES: Final = 4 << 20
 
@@ -50,21 +44,6 @@ class Added(NamedTuple):
     path: str
     new: bool
     """False if the tree had it already."""
-
-
-@dataclass(frozen=True, slots=True)
-class TreeStatistics:
-    """One pass over a tree."""
-
-    blobs: int
-    bytes: int
-    """Sum of the sizes in the names."""
-    directories: int
-    """Without the root."""
-    deepest_level: int
-    """Of a directory; 0 for an empty tree."""
-    foreign: int
-    """Entries that are neither blobs nor directories of the tree (their own content is not counted)."""
 
 
 class _Odd(NamedTuple):
@@ -110,6 +89,9 @@ class BalancedTree:
         self.root: Final = os.path.realpath(root)
         self.dir_limit: Final = dir_limit
         self._staging = Staging(os.path.realpath(staging or f"{self.root}/.staging"), gid)
+        self._own: Final = frozenset(
+            (*(f"{self.root}/{name}" for name in ("refs", ".staging", LOCK_NAME)), self._staging.directory)
+        )
         self._shared = not exclusive
         self._lock: TreeLock
         if exclusive:
@@ -168,23 +150,13 @@ class BalancedTree:
         digest is yielded twice if an adopted directory holds it twice: the older software places a blob anew
         when there is room again nearer to the root.
         """
-        for _, found in self._scan():
+        for _, found in scan(self.root, self._own):
             if isinstance(found, tuple):
                 yield found
 
     def statistics(self) -> TreeStatistics:
         """Count everything; takes as long as `walk`."""
-        blobs = size_bytes = directories = deepest = foreign = 0
-        for level, found in self._scan():
-            if isinstance(found, tuple):
-                blobs += 1
-                size_bytes += found[0].size_bytes
-            elif found:
-                directories += 1
-                deepest = max(deepest, level)
-            else:
-                foreign += 1
-        return TreeStatistics(blobs, size_bytes, directories, deepest, foreign)
+        return count(self.root, self._own)
 
     # --- adding ---
 
@@ -224,11 +196,11 @@ class BalancedTree:
         Raises: as `add_bytes`, and whatever reading raises.
         """
         start = stream.tell() if stream.seekable() else None
-        head = _read(stream, _IN_MEMORY_BYTES + 1)
+        head = read_up_to(stream, _IN_MEMORY_BYTES + 1)
         if len(head) <= _IN_MEMORY_BYTES:
             return self.add_bytes(head)
         if start is not None:
-            digest = _digest_of_rest(stream, head)
+            digest = digest_of_rest(stream, head)
             found = self.find(digest)
             if found is not None:
                 return Added(digest, found, False)
@@ -238,7 +210,7 @@ class BalancedTree:
             while True:
                 if head:
                     staged.write(head)
-                head = _read(stream, _PART_BYTES)
+                head = read_up_to(stream, PART_BYTES)
                 if not head:
                     return self.publish(staged)
 
@@ -318,7 +290,7 @@ class BalancedTree:
             MisuseError: When all links are resolved, this is not the place of a blob in this tree.
             BlobMissingError: It would be the place of one, but there is none.
         """
-        directory, name = os.path.split(os.path.abspath(path) if not os.path.isabs(path) else path)
+        directory, name = os.path.split(path)
         digest = Digest.parse(name)
         directory = os.path.realpath(directory)
         level = len(directory) - len(self.root) >> 1
@@ -340,7 +312,7 @@ class BalancedTree:
         if isinstance(content, bytes | bytearray | memoryview):
             digest = Digest.of(content)
         else:
-            digest = _digest_of_rest(content, b"")
+            digest = digest_of_rest(content, b"")
         self.delete(digest)
         return digest
 
@@ -497,62 +469,11 @@ class BalancedTree:
         self._levels.removed(directory)
         self._levels.prune(directory)
 
-    def _scan(self) -> Iterator[tuple[int, tuple[Digest, str] | bool]]:
-        """Everything below the root, and its level: a blob, True for a directory, False if foreign."""
-        below = [""]
-        while below:
-            prefix = below.pop()
-            directory = "/".join((self.root, *prefix))
-            try:
-                entries = os.scandir(directory)
-            except FileNotFoundError:
-                continue
-            with entries:
-                for entry in entries:
-                    name = entry.name
-                    if len(name) == 1 and name in _HEX and len(prefix) < LEVELS_MAX:
-                        if entry.is_dir(follow_symlinks=False):
-                            below.append(prefix + name)
-                            yield len(prefix) + 1, True
-                            continue
-                    elif prefix and name.startswith(prefix) and entry.is_file(follow_symlinks=False):
-                        try:
-                            yield len(prefix), (Digest.parse(name), entry.path)
-                            continue
-                        except MisuseError:
-                            pass
-                    elif not prefix and (name in _OWN or entry.path == self._staging.directory):
-                        continue
-                    yield len(prefix), False
-
-
 def _is_regular(path: str) -> bool:
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def _read(stream: BinaryIO, size_bytes: int) -> bytes:
-    """Up to `size_bytes`, fewer only at the end of the stream."""
-    parts = io.BytesIO()
-    while (room := size_bytes - parts.tell()) > 0:
-        part = stream.read(room)
-        if part is None:
-            raise MisuseError("the stream is in non-blocking mode and has no data now")
-        if not part:
-            break
-        parts.write(part)
-    return parts.getvalue()
-
-
-def _digest_of_rest(stream: BinaryIO, head: bytes) -> Digest:
-    hasher = Hasher()
-    part = head or _read(stream, _PART_BYTES)
-    while part:
-        hasher.update(part)
-        part = _read(stream, _PART_BYTES)
-    return hasher.digest()
 
 
 def _fsync(path: str, flags: int) -> None:

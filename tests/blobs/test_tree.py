@@ -401,6 +401,8 @@ def test_delete_path_refuses_what_is_not_in_the_tree(tree: BalancedTree, tmp_pat
     ):
         with pytest.raises(MisuseError):
             tree.delete_path(path)
+        with pytest.raises(MisuseError):
+            tree.delete_path(os.path.relpath(tree.root) + path.removeprefix(tree.root))
     assert (outside / DIGEST.name).exists()
     assert read(inside) == CONTENT
 
