@@ -1,6 +1,7 @@
 """Everything that lies in a balanced tree, told apart into blobs, directories and what is foreign.
 
-Needs no lock; what comes or goes meanwhile may be seen or not. Sizes are those in the names. Which is which is specified in `docs/format.md`, "Blobs and the balanced tree".
+Needs no lock; what comes or goes meanwhile may be seen or not. Sizes are those in the names. Which is which
+is specified in `docs/format.md`, "Blobs and the balanced tree".
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def scan(root: str, own: frozenset[str]) -> Iterator[tuple[int, tuple[Digest, st
     Args:
         own: Paths in the root that are neither part of the tree nor foreign.
 
-    Memory does not grow with the number of blobs: one directory is open at a time, and at most 16 for each level
-    are still to be visited.
+    Memory does not grow with the number of blobs: one directory is open at a time, and at most 16 for each
+    level are still to be visited.
     """
     below = [""]
     while below:

@@ -524,6 +524,8 @@ def test_what_one_did_oneself_keeps_the_counts_exact(
         path = tree.add_bytes(content).path
         assert os.path.dirname(path) == f"{tree.root}/0"
         tree.delete_path(path)
+    assert os.path.dirname(tree.add_bytes(alike[40]).path) == f"{tree.root}/0"
+    assert os.path.dirname(tree.add_bytes(alike[41]).path) != f"{tree.root}/0"
 
 
 def test_what_failed_is_not_counted(
