@@ -70,7 +70,9 @@ class DatagramHandler(logging.Handler):
         try:
             try:
                 self._socket.send(data)
-            except ConnectionError:
+            except BlockingIOError:
+                raise
+            except OSError:  # refused when the daemon goes, and not connected from then on
                 renewed = self._connect()
                 self._socket.close()
                 self._socket = renewed
