@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import time
 
 from mountstore.errors import (
     AttributeTooLargeError,
@@ -15,7 +14,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.namespace.inodes import Inode, InodeTable, now_ns
 from mountstore.namespace.namespace import Namespace
 
 VALUE_MAX = 65536
@@ -116,12 +115,13 @@ class Attributes:
             inode.xattrs += 1
 
     def remove(self, inode: Inode, name: bytes) -> None:
-        """Raises: NoAttributeError, NotSupportedError, ReadOnlyError"""
+        """Raises: NoAttributeError (not for an access control list), NotSupportedError, ReadOnlyError"""
         self._namespace.require_writable()
         self._require_known(name)
-        if not inode.xattrs or not self._catalog.delete_xattr(inode.id, name):
+        if inode.xattrs and self._catalog.delete_xattr(inode.id, name):
+            inode.xattrs -= 1
+        elif name not in _ACLS:
             raise NoAttributeError(repr(name))
-        inode.xattrs -= 1
         self._changed(inode)
 
     def names(self, inode: Inode, *, trusted: bool) -> list[bytes]:
@@ -141,5 +141,5 @@ class Attributes:
             raise NotSupportedError(repr(name))
 
     def _changed(self, inode: Inode) -> None:
-        inode.ctime_ns = time.time_ns()
+        inode.ctime_ns = now_ns()
         self._inodes.changed(inode)
