@@ -1,0 +1,1 @@
+"""Whole-store work: checking and repairing."""

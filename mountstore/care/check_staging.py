@@ -1,0 +1,69 @@
+"""Drafts and what lies in staging: does each recorded draft have its file, and is there nothing else?"""
+
+from __future__ import annotations
+
+import stat
+from functools import partial
+
+import msgspec
+
+from mountstore.care.findings import Change, Findings, Kind
+from mountstore.care.premises import Premises
+from mountstore.namespace.audit import Audit, DraftFacts
+
+_Ranges = list[tuple[int, int]]
+
+
+def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
+    """Compare staging with the drafts that the catalog records; returns how many are sound."""
+    names = set(premises.staging_names())
+    sound = 0
+    for draft in audit.drafts():
+        flaw = _flaw(draft, names)
+        if flaw is None:
+            sound += 1
+        else:
+            present = draft.staging in names
+            findings.add(
+                Kind.DRAFT_LOST,
+                f"the draft of inode {draft.inode} ({draft.size} bytes, {draft.staging!r}) {flaw}",
+                Change(
+                    "let go of the record; the file is kept in staging/kept" if present else "remove the record",
+                    catalog=partial(Audit.remove_draft, inode=draft.inode),
+                    files=partial(_clear, name=draft.staging) if present else None,
+                ),
+            )
+        names.discard(draft.staging)
+    for name in sorted(names):
+        kept = "keep it aside in staging/kept" if name.startswith("draft-") else "delete it"
+        findings.add(
+            Kind.STAGING_LEFTOVER,
+            f"{name} in staging is nobody's",
+            Change(kept, files=partial(_clear, name=name)),
+        )
+    return sound
+
+
+def _flaw(draft: DraftFacts, names: set[str]) -> str | None:
+    if draft.mode is None:
+        return "belongs to no inode"
+    if stat.S_IFMT(draft.mode) != stat.S_IFREG:
+        return "belongs to something that is no regular file"
+    if draft.staging not in names:
+        return "has no file in staging: what it held is lost"
+    if draft.size < 0 or draft.base_limit < 0:
+        return "has an impossible size"
+    try:
+        ranges = msgspec.msgpack.decode(draft.dirty, type=_Ranges)
+    except msgspec.MsgspecError:
+        return "has an unreadable list of extents"
+    last = 0
+    for start, end in ranges:
+        if not last <= start < end <= max(draft.size, end if start < draft.size else 0):
+            return "has an impossible list of extents"
+        last = end
+    return None
+
+
+def _clear(premises: Premises, name: str) -> None:
+    premises.clear_staged(name)

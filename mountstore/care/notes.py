@@ -1,0 +1,75 @@
+"""The findings file: what the last check found, so that a repair need not read every blob again.
+
+`fsck.json` in the store, one JSON object. A damaged blob is listed with the size and mtime its file had; the
+record counts as long as the file has both. The file is for this program and for people; when it is absent,
+old or unreadable, nothing but time is lost.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import msgspec
+
+from mountstore.blobs.digest import Digest
+from mountstore.errors import MisuseError
+
+_FORMAT: Final = 1
+FINDINGS_MAX: Final = 1000
+"""So many findings are written out in words."""
+
+
+class BadBlob(msgspec.Struct, frozen=True):
+    """A blob whose bytes were read and are wrong."""
+
+    name: str
+    level: int
+    size_bytes: int
+    mtime_ns: int
+
+    def digest(self) -> Digest | None:
+        try:
+            return Digest.parse(self.name) if 1 <= self.level <= 64 else None
+        except MisuseError:
+            return None
+
+
+class NotedFinding(msgspec.Struct, frozen=True):
+    kind: str
+    what: str
+    change: str | None
+
+
+class Notes(msgspec.Struct, frozen=True):
+    """What is kept between checks; times are seconds since the epoch."""
+
+    format: int = _FORMAT
+    checked_s: float = 0.0
+    """When the last check ended."""
+    full_s: float | None = None
+    """When the last one that read every blob ended."""
+    errors: int = 0
+    bad_blobs: list[BadBlob] = msgspec.field(default_factory=list)
+    findings: list[NotedFinding] = msgspec.field(default_factory=list)
+
+
+def read_notes(path: str) -> Notes:
+    """The notes at `path`, empty ones if they are not to be had."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            notes = msgspec.json.decode(file.read(), type=Notes)
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+        return Notes()
+    return notes if notes.format == _FORMAT else Notes()
+
+
+def write_notes(path: str, notes: Notes) -> None:
+    """Put `notes` at `path`, whole. Raises: OSError; the old ones are then as they were."""
+    fresh = path + ".new"
+    with open(fresh, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(notes), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(fresh, path)

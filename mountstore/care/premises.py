@@ -1,0 +1,187 @@
+"""The parts of a store that is looked after as a whole: its files, its lock, its configuration if it can be read.
+
+`Premises` reads and moves files; what stands in the catalog is `mountstore.namespace.audit`. A file of the
+store is never deleted here, except half-written blobs in staging: what is wrong is moved to `bad/`, a draft
+that nobody claims to `staging/kept/`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
+from mountstore.errors import StoreError
+from mountstore.store import _BLOBS, _CATALOG, _CONFIG, _LOCK, _STAGING, StoreConfig, _Lock, read_config
+
+BLOB_MODE: Final = 0o444
+
+_BAD: Final = "bad"
+_NOTES: Final = "fsck.json"
+_KEPT: Final = "kept"
+_KNOWN: Final = frozenset(
+    {_CONFIG, _CONFIG + ".new", _BLOBS, _CATALOG, _CATALOG + "-wal", _CATALOG + "-shm", _STAGING, _LOCK}
+    | {_BAD, _NOTES, _NOTES + ".new", "trash", "lost+found"}
+)
+
+
+class Premises:
+    """The store at `path`; use `enter`, which holds its lock.
+
+    Raises:
+      StoreError: There is no store.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.blobs = os.path.join(self.path, _BLOBS)
+        self.catalog = os.path.join(self.path, _CATALOG)
+        self.staging = os.path.join(self.path, _STAGING)
+        self.bad = os.path.join(self.path, _BAD)
+        self.notes = os.path.join(self.path, _NOTES)
+        self.configuration: StoreConfig | None = None
+        self.configuration_flaw: str | None = None
+        self._tree: BalancedTree | None = None
+        self._read_configuration()
+
+    def _read_configuration(self) -> None:
+        file = os.path.join(self.path, _CONFIG)
+        try:
+            regular = stat.S_ISREG(os.stat(file).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"{self.path}: is not a store (no {_CONFIG} in it)") from None
+        if not regular:
+            raise StoreError(f"{self.path}: is not a store ({_CONFIG} is no file)")
+        try:
+            self.configuration = read_config(self.path)
+        except OSError:
+            raise
+        except Exception as exc:  # any parser may stumble over any bytes
+            text = str(exc) or type(exc).__name__
+            self.configuration_flaw = text.removeprefix(f"{file}: ")
+
+    @classmethod
+    @contextmanager
+    def enter(cls, path: str) -> Iterator[Premises]:
+        """The store, locked.
+
+        A store on a file system that takes no writes is not locked, as nobody can change it.
+
+        Raises:
+          StoreError: There is no store.
+          BusyError: Somebody has it open for writing; the message names the process.
+        """
+        premises = cls(path)
+        if not os.access(premises.path, os.W_OK):
+            yield premises
+            return
+        lock = _Lock(premises.path)
+        try:
+            yield premises
+        finally:
+            lock.release()
+
+    # --- looking ---
+
+    def unknown_names(self) -> list[str]:
+        """What lies in the store's directory and is none of its parts."""
+        return sorted(set(os.listdir(self.path)) - _KNOWN)
+
+    def catalog_flaw(self) -> str | None:
+        """Why there is nothing to open, or None."""
+        try:
+            status = os.stat(self.catalog)
+        except FileNotFoundError:
+            return "there is no catalog"
+        return None if stat.S_ISREG(status.st_mode) else "the catalog is not a file"
+
+    def tree(self) -> BalancedTree:
+        """The blobs, for reading and for placing what was misplaced; the directory exists."""
+        if self._tree is None:
+            limit = DIR_LIMIT if self.configuration is None else self.configuration.dir_limit
+            self._tree = BalancedTree(self.blobs, staging=self.staging, dir_limit=limit)
+        return self._tree
+
+    def blob_path(self, digest: Digest, level: int) -> str:
+        """Where a blob of that level lies."""
+        name = digest.name
+        return "/".join((self.blobs, *name[:level], name))
+
+    def staging_names(self) -> list[str]:
+        """The files in staging, without those kept aside."""
+        try:
+            with os.scandir(self.staging) as entries:
+                return sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    # --- moving ---
+
+    def set_aside(self, path: str) -> str:
+        """Move a file out of the tree into `bad/`; returns its new path. Nothing happens if it is gone."""
+        target = _move_into(path, self.bad)
+        self._prune(os.path.dirname(path))
+        return target
+
+    def place(self, path: str, digest: Digest) -> None:
+        """Move a misplaced file to where it belongs if it is what its name says, otherwise to `bad/`."""
+        tree = self.tree()
+        if _digest_of(path) != digest or tree.find(digest) is not None:
+            self.set_aside(path)
+        else:
+            tree.publish(path, digest)
+            self._prune(os.path.dirname(path))
+
+    def protect(self, path: str) -> None:
+        """Give a blob the mode of one."""
+        os.chmod(path, BLOB_MODE)
+
+    def clear_staged(self, name: str) -> None:
+        """What a mount does with a leftover: a draft is kept aside, a half-written blob goes."""
+        path = os.path.join(self.staging, name)
+        if name.startswith("draft-"):
+            _move_into(path, os.path.join(self.staging, _KEPT))
+        else:
+            _ignoring_absence(os.unlink, path)
+
+    def _prune(self, directory: str) -> None:
+        """Remove the directories of the tree that were emptied."""
+        while directory.startswith(self.blobs + "/"):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                return
+            directory = os.path.dirname(directory)
+
+
+def _move_into(path: str, directory: str) -> str:
+    os.makedirs(directory, 0o700, exist_ok=True)
+    target = base = os.path.join(directory, os.path.basename(path))
+    number = 0
+    while os.path.lexists(target):
+        number += 1
+        target = f"{base}.{number}"
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise
+    return target
+
+
+def _ignoring_absence(operation: object, path: str) -> None:
+    assert callable(operation)
+    try:
+        operation(path)
+    except FileNotFoundError:
+        pass
+
+
+def _digest_of(path: str) -> Digest:
+    from mountstore.care.rehash import read_hashes
+
+    return read_hashes(path).digest
