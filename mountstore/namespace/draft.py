@@ -39,6 +39,9 @@ PARKED_MAX = 16 << 20
 
 _Ranges = list[tuple[int, int]]
 
+Stretch = tuple[int, int, bool]
+"""Start and end of bytes, and whether they lie in the staging file."""
+
 
 class BaseReader(Protocol):
     """The sealed content below a draft, open for reading; any thread."""
@@ -98,10 +101,12 @@ class StagedDraft:
     """
 
     __slots__ = (
+        "_closed",
         "_fd",
         "_puts",
         "_quiet",
         "_reader",
+        "_users",
         "base",
         "base_limit",
         "claimed",
@@ -123,6 +128,9 @@ class StagedDraft:
         # Writes under way in workers, and what to set when there are none left.
         self._puts = 0
         self._quiet = trio.Event()
+        # What workers are doing with it; once closed, the last of them lets go of the descriptor.
+        self._users = 0
+        self._closed = False
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @property
@@ -164,17 +172,36 @@ class StagedDraft:
         if size < self.size_bytes:
             self.dirty.truncate(size)
             self.base_limit = min(self.base_limit, size)
-            # Gives the room back, and lets stale bytes beyond `size` read as zeros.
-            os.ftruncate(self._fd, size)
+            # Only to give the room back, by invariant 3; but not while a worker reads there.
+            if not self._users:
+                os.ftruncate(self._fd, size)
         self.size_bytes = size
 
     def pread(self, offset: int, length: int) -> bytes:
-        end = min(offset + length, self.size_bytes)
+        return self.pread_stretches(self.stretches(offset, length))
+
+    def stretches(self, offset: int, length: int) -> list[Stretch]:
+        """Where the bytes asked for are now: for a worker's `pread_stretches`, while others go on writing."""
+        return list(self.dirty.split(offset, min(offset + length, self.size_bytes)))
+
+    def pread_stretches(self, stretches: list[Stretch]) -> bytes:
+        """The bytes of all stretches; blocks, any thread that has the draft `in_use`."""
         parts = [
             self._staged(start, stop) if dirty else self._based(start, stop)
-            for start, stop, dirty in self.dirty.split(offset, end)
+            for start, stop, dirty in stretches
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The context in which a worker uses this draft, which may be sealed and closed meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._closed and not self._users:
+                self._let_go()
 
     def _staged(self, start: int, stop: int) -> bytes:
         data = os.pread(self._fd, stop - start, start)
@@ -257,7 +284,12 @@ class StagedDraft:
         return draft
 
     def close(self) -> None:
-        """Let go of what is held; the staging file stays until `discard`."""
+        """Let go of what is held, when nobody uses it any more; the staging file stays until `discard`."""
+        self._closed = True
+        if not self._users:
+            self._let_go()
+
+    def _let_go(self) -> None:
         os.close(self._fd)
         if self._reader is not None:
             self._reader.close()

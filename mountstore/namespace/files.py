@@ -109,7 +109,9 @@ class Files:
             if type(draft) is MemoryDraft:
                 return draft.pread(offset, length)
             if type(draft) is StagedDraft:
-                return await self._contents.in_thread(draft.pread, offset, length)
+                stretches = draft.stretches(offset, length)
+                with draft.in_use():
+                    return await self._contents.in_thread(draft.pread_stretches, stretches)
             # The kernel has what was just written, so this is rare: read it sealed, or staged.
             await self._sealer.seal(inode)
         return await self._contents.read(inode, offset, length)
@@ -221,7 +223,8 @@ class Files:
             if type(draft) is StagedDraft:
                 await draft.wait_quiet()
                 row = draft.to_row(inode.id)
-                await self._contents.in_thread(draft.flush)
+                with draft.in_use():
+                    await self._contents.in_thread(draft.flush)
                 if inode.draft is draft:
                     self._drafts.record(inode, draft, row)
             else:
