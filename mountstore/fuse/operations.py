@@ -274,7 +274,11 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             if not found.is_regular:
                 raise FUSEError(errno.EISDIR if found.is_directory else errno.EINVAL)
+            same = attr.st_size == found.size
             await self._files.truncate(found, attr.st_size, privileged=ctx.uid == 0)
+            if same and not (fields.update_mtime or fields.update_ctime):
+                # truncate(2) to the size it has: the kernel goes on showing the times it has.
+                return self._present(found)
             self._namespace.resized(found)
         mode = attr.st_mode if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
@@ -393,9 +397,9 @@ class Operations(pyfuse3.Operations):
             self._namespace.require_writable()
         info = self._open(inode, flags, ctx)
         if flags & os.O_TRUNC:
+            # The times come from the kernel.
             try:
                 await self._files.truncate(inode, 0, privileged=ctx.uid == 0)
-                self._namespace.resized(inode)
             except BaseException:
                 await self._files.release(self._handles.pop(info.fh))
                 raise

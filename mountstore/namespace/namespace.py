@@ -11,7 +11,6 @@ Contents of regular files are `mountstore.namespace.files`.
 from __future__ import annotations
 
 import stat
-import time
 from collections.abc import Generator
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import ROOT, Inode, InodeTable
+from mountstore.namespace.inodes import ROOT, Inode, InodeTable, now_ns
 
 NAME_MAX = 255
 """Bytes of a name. The kernel does not check it for FUSE file systems."""
@@ -205,7 +204,7 @@ class Namespace:
         if inode.nlink >= LINK_MAX:
             raise TooManyLinksError(f"{inode.nlink} links")
         self._catalog.add_entry(parent_id, name, inode_id, self._inodes.next_cookie())
-        now = time.time_ns()
+        now = now_ns()
         inode.nlink += 1
         inode.ctime_ns = now
         self._inodes.changed(inode)
@@ -230,7 +229,7 @@ class Namespace:
         if inode.is_directory:
             raise FoundDirectoryError(repr(name))
         self._catalog.delete_entry(parent_id, name)
-        now = time.time_ns()
+        now = now_ns()
         self._unlinked(inode, now)
         self._touch(parent, now)
         return inode
@@ -249,7 +248,7 @@ class Namespace:
         inode = self._require(parent_id, name)
         self._require_empty_directory(inode, name)
         self._catalog.delete_entry(parent_id, name)
-        now = time.time_ns()
+        now = now_ns()
         parent.nlink -= 1
         self._unlinked(inode, now)
         self._touch(parent, now)
@@ -309,7 +308,7 @@ class Namespace:
         directory = inode.is_directory
         if directory:
             self._require_not_below(inode, new_parent)
-        now = time.time_ns()
+        now = now_ns()
         if replaced_id is None:
             moved = None if parent_id == new_parent_id else self._inodes.next_cookie()
             self._catalog.move_entry(parent_id, name, new_parent_id, new_name, moved)
@@ -349,7 +348,7 @@ class Namespace:
         with self._catalog.savepoint():
             self._catalog.point_entry(parent_id, name, other.id)
             self._catalog.point_entry(other_parent_id, other_name, inode.id)
-        now = time.time_ns()
+        now = now_ns()
         self._moved(inode, parent, other_parent, now)
         self._moved(other, other_parent, parent, now)
         self._touch(parent, now)
@@ -415,12 +414,12 @@ class Namespace:
             inode.atime_ns = atime_ns
         if mtime_ns is not None:
             inode.mtime_ns = mtime_ns
-        inode.ctime_ns = time.time_ns() if ctime_ns is None else ctime_ns
+        inode.ctime_ns = now_ns() if ctime_ns is None else ctime_ns
         self._inodes.changed(inode)
 
     def resized(self, inode: Inode) -> None:
         """A truncation changed the file: its modification and change times are now."""
-        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+        inode.mtime_ns = inode.ctime_ns = now_ns()
         self._inodes.changed(inode)
 
 
