@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mount.live import LiveMount, let_everybody_reach
+from mount.picture import assert_same, picture
 
 MountMaker = Callable[..., LiveMount]
 
@@ -53,22 +55,37 @@ def _shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMoun
     base = tmp_path_factory.mktemp("shared")
     let_everybody_reach(base)
     mount = LiveMount(base)
-    yield mount
-    mount.finish()
+    try:
+        yield mount
+        before = picture(mount.path, exact=True)
+        mount.remount()
+        assert_same(picture(mount.path, exact=True), before)
+    finally:
+        mount.finish()
 
 
 @pytest.fixture
 def shared_mount(_shared_mount: LiveMount) -> Iterator[LiveMount]:
-    """A mount that lasts for the whole module; the log is checked after every test."""
+    """A mount that lasts for the whole module, and after it must look the same when mounted again.
+
+    The log is checked after every test.
+    """
     yield _shared_mount
     _shared_mount.check_log()
 
 
-@pytest.fixture
-def directory(shared_mount: LiveMount, request: pytest.FixtureRequest) -> Path:
-    """An empty directory of the test's own in the module's mount."""
-    number = len(list(shared_mount.path.iterdir()))
-    directory = shared_mount.path / f"{number}-{request.function.__name__[:60]}"
-    directory.mkdir(mode=0o777)
+@pytest.fixture(params=["plain", "mount"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An empty directory, once on the disk's own file system and once in the module's mount.
+
+    What the disk's file system does is right; that the test passes there shows that the test is.
+    """
+    if request.param == "plain":
+        let_everybody_reach(tmp_path)
+        directory = tmp_path / "plain"
+    else:
+        mount: LiveMount = request.getfixturevalue("shared_mount")
+        directory = mount.path / f"{len(os.listdir(mount.path))}-{request.function.__name__[:60]}"
+    directory.mkdir()
     directory.chmod(0o777)
     return directory
