@@ -202,9 +202,7 @@ class ManifestBuilder:
     def encode(self, level: int) -> bytes:
         """The manifest of everything added, which is one or more entries."""
         assert self._lengths, "a manifest has at least one entry"
-        wire = _Wire(
-            level, self.size_bytes, self._lengths.tolist(), bytes(self._digests), bytes(self._checksums)
-        )
+        wire = _Wire(level, self.size_bytes, self._lengths.tolist(), bytes(self._digests), bytes(self._checksums))
         return _HEADER + _encoder.encode(wire)
 
 

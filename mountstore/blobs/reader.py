@@ -122,10 +122,11 @@ class ContentReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def pread_nowait(self, offset: int, length: int) -> bytes | None:
-        """As `pread` if the disk need not be waited for, else None; never None twice after a `pread`.
+        """As `pread` if the disk need not be waited for, else None: then `pread`, in a worker thread.
 
-        (Unless the page cache or `VerifiedBlobs` has dropped it in between.) The name of a blob that is not
-        open yet is looked up here. Raises: as `pread`.
+        None means that the manifest was not read yet, that a blob larger than INLINE_MAX was not verified
+        yet, or that something is not in the page cache. The name of a blob that is not open yet is looked
+        up here all the same. Raises: as `pread`.
         """
         end = min(offset + length, self.size_bytes)
         if offset >= end or self._digest is None:

@@ -7,11 +7,11 @@
 3. Zeros that the source or the base vouches for are not read.
 4. Memory: some pieces of at most `max_size`, and the manifest (some 100 bytes a piece, twice while encoding).
 
-Why a common cut point is enough (2): cutting looks at the bytes since the last cut, and a hole is a maximal
-run of at least `hole_min` zeros. If two files are equal from `hole_min` bytes before a common cut point to
-their ends, each run of zeros there is seen alike, so everything behind it is cut alike. For the same reason
-cutting starts over at the entry that contains the byte `hole_min` before the change: a run of zeros that
-now is a hole, or has ceased to be one, cannot begin before that entry.
+Why a common cut point is enough (2): cutting looks at the bytes since the last cut only, and where there is a
+cut, no hole goes across it. So what follows a cut depends on the bytes behind it alone, and two files that are
+equal behind a cut of both are cut alike there. Cutting starts over at the entry that contains the byte
+`hole_min` before the change: a run of zeros that now is a hole, or has ceased to be one, cannot begin before
+that entry.
 
 A failed or cancelled seal leaves blobs that nothing refers to, for garbage collection.
 """
@@ -180,7 +180,7 @@ class _Recut:
                 if self._old is None:
                     continue
                 while self._next < len(self._changes) and self._old.start(self._restart()) <= position:
-                    settled = self._changes[self._next][1] + self._parameters.hole_min
+                    settled = self._changes[self._next][1]
                     self._next += 1
                 if settled <= position < self._size:
                     entry = self._old.entry_at(position)
