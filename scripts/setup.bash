@@ -93,7 +93,10 @@ need_venv() {
     touch "$stamp"
 }
 
-need_fuse_device() {
+# need_fuse: what FUSE needs besides its packages.
+need_fuse() {
     [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+    # fusermount3 looks there for the mounts of an ordinary user; systemd makes it at boot, containers may lack it.
+    [ -e /etc/mtab ] || as_root ln -s ../proc/self/mounts /etc/mtab
     [ -e /dev/fuse ] || fail "/dev/fuse does not exist and modprobe fuse did not make it (in a container, pass it in)"
 }
