@@ -15,7 +15,7 @@ from sealing import SMALL, BytesSource, files, given_a_tree, noise, reader
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS
 from mountstore.blobs.content import EMPTY, Content, ContentKind, Sealed
 from mountstore.blobs.describe import describe
-from mountstore.blobs.descriptors import DescriptorCache
+from mountstore.blobs.descriptors import Descriptor, DescriptorCache
 from mountstore.blobs.digest import Digest, checksum
 from mountstore.blobs.manifest import Entry
 from mountstore.blobs.reader import INLINE_MAX, ContentReader
@@ -297,6 +297,34 @@ def test_descriptors_are_bounded_and_used_again(tree: BalancedTree) -> None:
     mounted.descriptors.forget(first.digest)
     assert mounted.descriptors.acquire(tree, first.digest) is not first
     assert os.pread(first.fd, 100, 0) == noise(0, 100), "in use, so still open"
+
+
+class OvertakenTree(BalancedTree):
+    """While a blob is being opened, somebody else opens it through the same cache."""
+
+    cache: DescriptorCache
+    overtaken: Descriptor | None = None
+
+    def open(self, digest: Digest) -> int:
+        fd = super().open(digest)
+        if self.overtaken is None:
+            self.overtaken = Descriptor(digest, -1)
+            self.overtaken = self.cache.acquire(self, digest)
+        return fd
+
+
+def test_two_who_open_a_blob_at_once_share_a_descriptor(tmp_path: Path) -> None:
+    tree = OvertakenTree(str(tmp_path / "blobs"), exclusive=True)
+    tree.cache = DescriptorCache()
+    digest = tree.add_bytes(b"abc").digest
+    before = len(os.listdir("/proc/self/fd"))
+    mine = tree.cache.acquire(tree, digest)
+    assert mine is tree.overtaken
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    tree.cache.release(mine)
+    tree.cache.release(mine)
+    assert tree.cache.close_idle() == 1
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_running_out_of_descriptors_is_survived(tree: BalancedTree, mounted: Mounted) -> None:

@@ -169,6 +169,19 @@ def test_several_changes_of_a_long_file(tree: BalancedTree, seed: int) -> None:
     assert seal(tree, SMALL, BytesSource(after), base=base, dirty=dirty).content == content_of(tree, after)
 
 
+def test_changes_that_touch_a_boundary(tree: BalancedTree) -> None:
+    before = noise(1, 3000) + bytes(200) + noise(2, 3000) + bytes(128) + noise(3, 3000)
+    base = content_of(tree, before)
+    for entry in list(describe(tree, base).entries())[1:]:
+        for start, end in ((-1, 0), (0, 1), (-1, 1)):
+            after = bytearray(before)
+            dirty = [(entry.offset + start, entry.offset + end)]
+            for offset in range(*dirty[0]):
+                after[offset] = after[offset] ^ 0x55 or 1
+            sealed = seal(tree, SMALL, BytesSource(after), base=base, dirty=dirty)
+            assert sealed.content == content_of(tree, bytes(after))
+
+
 def test_a_change_costs_what_changed(tree: BalancedTree) -> None:
     before = noise(1, 1_000_000)
     after = bytearray(before)
