@@ -11,8 +11,8 @@ Invariants:
    matters because reading the descriptor blocks the whole thread when nothing is there.
 2. Whenever the poller leaves with a request, a parked task is made runnable. It runs, and becomes the
    poller, as soon as the handler of that request waits for something: a slow handler holds up nobody.
-3. Every other task and timer gets its turn at least every `_TURN_S`, and at once when a handler is
-   waiting for something (a thread's result must not have to wait for the end of a busy-poll).
+3. Every other task and timer gets its turn at least every `_TURN_S`. While a handler waits for something,
+   polling goes through the scheduler: a thread's result must not have to wait for its end.
 4. Sleeping, and with it noticing the end of the session, is left to the original function.
 5. An idle mount costs nothing: after a request no longer than the bound is polled for, then never again.
 
@@ -31,7 +31,7 @@ from time import perf_counter
 
 import pyfuse3
 import trio
-from trio.lowlevel import checkpoint, current_task
+from trio.lowlevel import checkpoint, current_statistics, current_task
 
 __all__ = ["DEFAULT_BUSY_POLL_S", "install", "installed", "serve", "uninstall"]
 
@@ -41,8 +41,11 @@ _KNOWN_RELEASES = ("3.5.",)
 _WAIT = "_wait_fuse_readable"
 
 DEFAULT_BUSY_POLL_S = 0.0002
-# A turn of the scheduler costs some 10 us: 1 % of this.
-_TURN_S = 0.001
+# A turn costs 5 us when nobody else has anything to do: 1 % of this.
+_TURN_S = 0.0005
+# Passes of the scheduler in one turn, as long as there is somebody to run: one alone would let a task that
+# takes several steps (a thread's result takes three) do one each `_TURN_S`.
+_TURN_PASSES_MAX = 16
 # One round of polling takes 2 us. One that took this long was interrupted: somebody else wants the core.
 _ROUND_S_MAX = 0.00005
 # Below this a window is not worth opening.
@@ -91,8 +94,7 @@ class _FastWait:
         self._has_poller = True
         try:
             if perf_counter() - self._last_turn_s > _TURN_S:
-                await checkpoint()
-                self._last_turn_s = perf_counter()
+                await self._give_turn()
             readable = bool(poll(0)) or await self._poll_busily(poll) or await self._sleep()
         finally:
             self._has_poller = False
@@ -113,6 +115,14 @@ class _FastWait:
                 self._successor = None
             else:
                 self._parked.remove(event)
+
+    async def _give_turn(self) -> None:
+        """Let the timers fire and the other tasks run until all of them wait for something."""
+        for _ in range(_TURN_PASSES_MAX):
+            await checkpoint()
+            if not current_statistics().tasks_runnable:
+                break
+        self._last_turn_s = perf_counter()
 
     async def _poll_busily(self, poll: Callable[[int], object]) -> bool:
         """Poll for as long as lately was worth it; return whether a request came."""
