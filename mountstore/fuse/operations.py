@@ -13,12 +13,14 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -35,13 +37,16 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from mountstore.errors import ExistsError, FoundDirectoryError, NotSupportedError
+from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
 from mountstore.fuse.errnos import fuse_error
 from mountstore.namespace import acl as acls
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import Inode
 from mountstore.namespace.namespace import NAME_MAX, Caller
+from mountstore.namespace.paths import find_paths
 from mountstore.store import Store
+
+log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -94,6 +99,8 @@ class Operations(pyfuse3.Operations):
         self._find = store.namespace.find
         self._get = store.namespace.get
         self._cache_s = cache_s
+        # Damage that was logged; bounded by how many inodes are damaged.
+        self._reported: set[tuple[int, str]] = set()
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
@@ -285,11 +292,14 @@ class Operations(pyfuse3.Operations):
         gid = attr.st_gid if fields.update_gid else None
         atime_ns = attr.st_atime_ns if fields.update_atime else None
         mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
-        # A chown(2) that changes neither id comes as a request without a field, or the change time alone.
+        # A chown(2) that names neither id comes with the change time alone, and where the kernel does not keep
+        # that, without any field. For a regular file that is the removal of its security.capability by a write.
         named = mode is None and atime_ns is None and mtime_ns is None and not fields.update_size
+        if found.is_regular and not fields.update_ctime:
+            named = False
         self._namespace.set_attributes(
             found,
-            Caller(ctx.uid, ctx.gid),
+            _caller(ctx, found),
             mode=mode,
             uid=uid,
             gid=gid,
@@ -338,7 +348,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOSYS)
         found = self._get(inode)
         if name in (acls.ACCESS, acls.DEFAULT):
-            keep_setgid = not found.mode & stat.S_ISGID or _in_group(ctx, found.gid)
+            keep_setgid = _caller(ctx, found).belongs_to(found.gid)
             self._attributes.set_acl(found, name, value, keep_setgid=keep_setgid)
         else:
             self._attributes.set(found, name, value)
@@ -407,7 +417,21 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return await self._files.read(self._handles[fh].inode, off, size)
+        inode = self._handles[fh].inode
+        try:
+            return await self._files.read(inode, off, size)
+        except (BlobMissingError, CorruptError) as exc:
+            await self._report_damage(inode, exc)
+            raise FUSEError(errno.EIO) from None
+
+    async def _report_damage(self, inode: Inode, exc: Exception) -> None:
+        """Say once which blob is bad and which files that makes unreadable."""
+        if (inode.id, str(exc)) in self._reported:
+            return
+        self._reported.add((inode.id, str(exc)))
+        paths = await trio.to_thread.run_sync(find_paths, self._store.catalog.path, inode.id)
+        names = ", ".join(os.fsdecode(path) for path in paths) or f"inode {inode.id}"
+        log.error("%s: %s; reading there answers EIO", names, exc)
 
     @_guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -433,12 +457,12 @@ class Operations(pyfuse3.Operations):
             await self._files.release(handle)
 
 
-def _in_group(ctx: RequestContext, gid: int) -> bool:
-    """Whether the caller belongs to a group, or is privileged."""
-    if ctx.uid == 0 or ctx.gid == gid:
-        return True
+def _caller(ctx: RequestContext, inode: Inode) -> Caller:
+    """Who asks for a change to an inode, with all groups if its setgid bit depends on them."""
+    if ctx.uid == 0 or not inode.mode & stat.S_ISGID or ctx.gid == inode.gid:
+        return Caller(ctx.uid, ctx.gid)
     try:
-        return gid in pyfuse3.get_sup_groups(ctx.pid)
+        return Caller(ctx.uid, ctx.gid, pyfuse3.get_sup_groups(ctx.pid))
     except (OSError, RuntimeError):
         # It has ended, or lives out of sight in a namespace of its own.
-        return False
+        return Caller(ctx.uid, ctx.gid)

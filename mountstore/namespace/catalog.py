@@ -143,7 +143,7 @@ class Catalog:
         self.path = path
         self._read_only = read_only
         try:
-            self._db = _connect(path, read_only=read_only)
+            self._db = connect(path, read_only=read_only)
             self._prepare_schema()
             if not read_only:
                 self._db.execute("BEGIN")
@@ -224,7 +224,7 @@ class Catalog:
         """Move what the WAL holds into the database file. Blocks: for a worker thread, one at a time."""
         try:
             if self._checkpointer is None:
-                self._checkpointer = _connect(self.path, read_only=False)
+                self._checkpointer = connect(self.path, read_only=False)
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as exc:
             raise _translated(self.path, exc) from exc
@@ -411,7 +411,8 @@ class Savepoint:
         self._execute("RELEASE operation")
 
 
-def _connect(path: str, *, read_only: bool) -> sqlite3.Connection:
+def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
+    """A connection to the database of a catalog, with the settings all of them share."""
     uri = "file:" + _quoted(path) + ("?mode=ro" if read_only else "?mode=rwc")
     # Threads take turns by construction: the owner's thread, or one worker at a time.
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=200)
