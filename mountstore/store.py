@@ -22,7 +22,7 @@ from typing import Self
 import msgspec
 import trio
 
-from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import syncfs
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import BusyError, ExistsError, StoreError
@@ -57,9 +57,10 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     uuid: str
     dir_limit: int = DIR_LIMIT
-    piece_min: int = ChunkingParameters().min_size
-    piece_avg: int = ChunkingParameters().avg_size
-    piece_max: int = ChunkingParameters().max_size
+    piece_min: int = DEFAULT_PARAMETERS.min_size
+    piece_avg: int = DEFAULT_PARAMETERS.avg_size
+    piece_max: int = DEFAULT_PARAMETERS.max_size
+    hole_min: int = DEFAULT_PARAMETERS.hole_min
 
     def chunking(self) -> ChunkingParameters:
         return ChunkingParameters(
@@ -67,6 +68,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             avg_size=self.piece_avg,
             max_size=self.piece_max,
             piece_max=self.piece_max,
+            hole_min=self.hole_min,
         )
 
 
@@ -74,7 +76,7 @@ def create_store(
     path: str,
     *,
     dir_limit: int = DIR_LIMIT,
-    piece_max: int = ChunkingParameters().max_size,
+    piece_max: int = DEFAULT_PARAMETERS.max_size,
     uid: int | None = None,
     gid: int | None = None,
 ) -> StoreConfig:

@@ -96,6 +96,10 @@ class Sealer:
         """The sealed content becomes the inode's."""
         self._ledger.record(sealed.blobs)
         content = sealed.content
+        if content.kind is ContentKind.MANIFEST:
+            # Just hashed: not to be read again for the sake of it.
+            for blob in sealed.blobs:
+                self._contents.verified.add(blob.digest)
         if content != inode.content:
             self._contents.close_reader(inode)
             inode.content = content
