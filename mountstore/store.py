@@ -87,7 +87,7 @@ def create_store(
     Args:
       dir_limit: Most entries of a directory in the balanced tree.
       piece_max: Largest file, in bytes, that is kept as one blob; larger ones are cut into pieces of
-        a sixteenth of it at least, a quarter on average.
+        a sixteenth of it at least, a quarter on average; zeros become a hole from a 64th of it on.
       uid, gid: Owner of the root directory in the mount; default: of this process.
 
     Raises:
@@ -102,6 +102,7 @@ def create_store(
         piece_min=max(piece_max // 16, 1),
         piece_avg=max(piece_max // 4, 1),
         piece_max=piece_max,
+        hole_min=max(piece_max // 64, 64),
     )
     config.chunking()
     os.makedirs(path, exist_ok=True)
