@@ -99,7 +99,9 @@ def _check_root(audit: Audit, findings: Findings) -> None:
         findings.add(
             Kind.ROOT_WRONG,
             f"the root is no directory (mode {mode:o})",
-            Change("make it one; what else it was goes to /lost+found", automatic=False, catalog=_replace_root),
+            Change(
+                "make it one; what else it was goes to /lost+found", automatic=False, catalog=_replace_root
+            ),
         )
 
 
@@ -183,7 +185,8 @@ def _judge_directory(audit: Audit, findings: Findings, directory: AuditedDirecto
                 ),
             )
         if directory.parent != ROOT:
-            findings.add(Kind.DIRECTORY_PARENT, "the root lies in another directory", _set(ROOT, "parent", ROOT))
+            what = "the root lies in another directory"
+            findings.add(Kind.DIRECTORY_PARENT, what, _set(ROOT, "parent", ROOT))
         return
     if not names:
         if directory.nlink == 0 and directory.subdirectories == 0 and not audit.has_entries(number):

@@ -24,11 +24,12 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
             sound += 1
         else:
             present = draft.staging in names
+            words = "let go of the record" + ("; the file is kept in staging/kept" if present else "")
             findings.add(
                 Kind.DRAFT_LOST,
                 f"the draft of inode {draft.inode} ({draft.size} bytes, {draft.staging!r}) {flaw}",
                 Change(
-                    "let go of the record; the file is kept in staging/kept" if present else "remove the record",
+                    words,
                     catalog=partial(Audit.remove_draft, inode=draft.inode),
                     files=partial(_clear, name=draft.staging) if present else None,
                 ),

@@ -54,6 +54,21 @@ def check_store(path: str, *, full: bool = False, progress: Reporter | None = No
         return Examination(premises, full=full, progress=progress).check_only()
 
 
+def presumed_clean(path: str) -> bool:
+    """Whether the store was closed in order and the last check, if there was one, left no error.
+
+    Raises: As `check_store`.
+    """
+    with Premises.enter(path) as premises:
+        if premises.configuration_flaw is not None or premises.catalog_flaw() is not None:
+            return False
+        try:
+            with Audit(premises.catalog) as audit:
+                return audit.meta("clean") == 1 and read_notes(premises.notes).errors == 0
+        except CorruptError:
+            return False
+
+
 class Examination:
     """One check of a store that is locked, and what a repair has to know of it afterwards.
 
@@ -61,12 +76,13 @@ class Examination:
       full, progress: As `check_store`.
     """
 
-    def __init__(self, premises: Premises, *, full: bool = False, progress: Reporter | None = None) -> None:
+    def __init__(
+        self, premises: Premises, *, full: bool = False, progress: Reporter | None = None
+    ) -> None:
         self.premises = premises
         self.full = full
         self._progress = progress
         self._bad: list[BadBlob] = []
-        self._of_files = Findings()
 
     def check_only(self) -> Report:
         """Check without the possibility of changes."""
@@ -92,6 +108,7 @@ class Examination:
         """Check everything."""
         started = time.monotonic()
         findings = Findings()
+        self._bad = []
         self._check_surroundings(findings)
         clean = False
         statistics = Statistics()
@@ -101,20 +118,26 @@ class Examination:
             clean = audit.meta("clean") == 1
             self._check_tree(audit, findings)
             drafts = check_staging(self.premises, audit, findings)
-            self.check_rows(audit, findings)
+            self._check_rows(audit, findings)
             statistics = self._statistics(audit, drafts)
         except CorruptError as exc:
             _catalog_damaged(findings, str(exc))
-        report = self._report(findings, replace(statistics, elapsed_s=time.monotonic() - started), clean=clean)
+        statistics = replace(statistics, elapsed_s=time.monotonic() - started)
+        report = self._report(findings, statistics, clean=clean)
         self._take_notes(report)
         return report
 
-    def check_rows(self, audit: Audit, findings: Findings) -> None:
-        """What only the catalog's rows decide, once the tree is known: may be repeated after changes.
+    def check_again(self, audit: Audit) -> Report:
+        """Check the catalog's rows once more, after changes in the open transaction; the tree is known.
 
         Raises:
           CorruptError: The catalog cannot be read.
         """
+        findings = Findings()
+        self._check_rows(audit, findings)
+        return self._report(findings, Statistics(), clean=False)
+
+    def _check_rows(self, audit: Audit, findings: Findings) -> None:
         read_manifests(self.premises, audit, findings)
         check_contents(audit, findings)
         check_blob_rows(audit, findings)
@@ -177,7 +200,7 @@ class Examination:
         notes = Notes(
             checked_s=now,
             full_s=now if self.full else old.full_s,
-            errors=len(report.errors),
+            errors=report.error_count,
             bad_blobs=self._bad,
             findings=[_noted(finding) for finding in report.findings[:FINDINGS_MAX]],
         )

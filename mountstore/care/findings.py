@@ -131,6 +131,11 @@ class Report:
     full: bool
 
     @property
+    def error_count(self) -> int:
+        """Of all errors found."""
+        return sum(number for kind, number in self.counts.items() if kind not in NOTES)
+
+    @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.is_error)
 

@@ -1,4 +1,4 @@
-"""The parts of a store that is looked after as a whole: its files, its lock, its configuration if it can be read.
+"""The parts of a store that is looked after as a whole: files, lock, and configuration if it can be read.
 
 `Premises` reads and moves files; what stands in the catalog is `mountstore.namespace.audit`. A file of the
 store is never deleted here, except half-written blobs in staging: what is wrong is moved to `bad/`, a draft

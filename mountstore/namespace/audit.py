@@ -318,7 +318,8 @@ class Audit:
         self._refill(
             "directory_name",
             "inode INTEGER, parent INTEGER, name BLOB",
-            "SELECT e.inode, e.parent, e.name FROM main.entry AS e JOIN temp.directory AS d ON d.id = e.inode",
+            "SELECT e.inode, e.parent, e.name FROM main.entry AS e"
+            " JOIN temp.directory AS d ON d.id = e.inode",
         )
         self._run("CREATE INDEX temp.directory_of ON directory_name (inode)")
         self._run("CREATE INDEX temp.directory_in ON directory_name (parent)")
@@ -682,10 +683,8 @@ class Audit:
 
     def is_bare(self, inode: int) -> bool:
         """Whether its row holds nothing that a directory's does not."""
-        return (
-            self._value("SELECT kind = 0 AND sha256 IS NULL AND target IS NULL FROM inode WHERE id = ?", (inode,))
-            == 1
-        )
+        sql = "SELECT 1 FROM inode WHERE id = ? AND kind = 0 AND sha256 IS NULL AND target IS NULL"
+        return self._value(sql, (inode,)) is not None
 
     def has_entries(self, directory: int) -> bool:
         return self._value("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", (directory,)) is not None
@@ -694,7 +693,8 @@ class Audit:
         """All entries of one directory into another, which is empty."""
         self._run("UPDATE entry SET parent = ? WHERE parent = ?", (new_directory, directory))
         self._run(
-            f"UPDATE inode AS i SET parent = ? WHERE parent = ? AND {_IS_DIRECTORY}", (new_directory, directory)
+            f"UPDATE inode AS i SET parent = ? WHERE parent = ? AND {_IS_DIRECTORY}",
+            (new_directory, directory),
         )
 
     def remove_names(self, inode: int) -> None:

@@ -1,0 +1,241 @@
+"""fsck.cas: check a store that is not mounted, and repair it; options and exit codes as fsck(8) has them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from enum import IntFlag
+from typing import TYPE_CHECKING
+
+from mountstore.cli.exits import Failure, cause_of, message_of, printable, say
+from mountstore.cli.options import Parser
+from mountstore.errors import MountstoreError
+
+if TYPE_CHECKING:
+    from mountstore.care.findings import Finding, Report
+    from mountstore.care.rehash import Progress
+    from mountstore.care.repair import Repair
+
+PROGRAM = "fsck.cas"
+
+USAGE = "fsck.cas [-n | -y | -p | -a] [-f] [--full] [-v] STORE"
+
+EPILOG = """\
+Without -n, -y, -p or -a the findings are shown and you are asked before anything is changed.
+What is found is kept in STORE/fsck.json: a repair after a --full check does not read every blob again.
+Nothing that holds data is deleted: damaged blobs go to STORE/bad, files without a name to /lost+found.
+
+exit codes (a sum): 0 no errors; 1 errors were repaired; 4 errors are left; 8 the check could not be made;
+16 wrong usage; 32 interrupted
+"""
+
+_SHOWN = 100
+"""Findings listed one by one without -v."""
+
+_PROGRESS_EVERY_S = 2.0
+
+
+class Code(IntFlag):
+    """Exit codes of fsck(8)."""
+
+    OK = 0
+    REPAIRED = 1
+    ERRORS_LEFT = 4
+    FAILED = 8
+    USAGE = 16
+    INTERRUPTED = 32
+
+
+def _run(argv: Sequence[str]) -> int:
+    what = "Check the store in the directory STORE, which must not be mounted."
+    parser = Parser(PROGRAM, what, USAGE, EPILOG)
+    parser.add_argument("store", metavar="STORE")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("-n", dest="look", action="store_true", help="change nothing")
+    how.add_argument("-y", dest="yes", action="store_true", help="make every change that can be made")
+    how.add_argument("-p", dest="auto", action="store_true", help="make only changes that lose nothing")
+    how.add_argument("-a", dest="auto", action="store_true", help="the same")
+    parser.add_argument("-f", "--force", action="store_true", help="with -p: check a clean store as well")
+    parser.add_argument("--full", action="store_true", help="read every blob and verify its digest")
+    parser.add_argument("-v", "--verbose", action="store_true", help="list every finding and every step")
+    parser.add_argument("-r", action="store_true", help="no effect, for fsck(8)")
+    parser.add_argument("-t", dest="type", default="cas", help="ignored, for fsck(8)")
+    # fsck(8) hands -C<fd> down for a progress bar; there is none to draw here.
+    got = parser.parse_intermixed_args([word for word in argv if not re.fullmatch(r"-C\d*", word)])
+    if not got.store:
+        raise _usage("the store is an empty string")
+
+    from mountstore.care.checking import check_store, presumed_clean
+
+    if got.auto and not got.force and not got.full and presumed_clean(got.store):
+        if got.verbose:
+            print(f"{printable(got.store)}: clean")
+        return Code.OK
+    progress = _progress_lines() if got.full and sys.stderr.isatty() else None
+    asking = not (got.look or got.yes or got.auto)
+    if got.look or (asking and not sys.stdin.isatty()):
+        report = check_store(got.store, full=got.full, progress=progress)
+        _show(report, verbose=got.verbose)
+        if asking and report.changes(automatic_only=False):
+            say(PROGRAM, "nothing was changed: there is no terminal to ask at; give -n, -p or -y")
+        return _code_of(report)
+    return _repair(got.store, got.auto, asking, got.full, got.verbose, progress)
+
+
+def _usage(message: str) -> Failure:
+    from mountstore.cli.exits import Exit
+
+    return Failure(Exit.USAGE, message)
+
+
+def _repair(
+    store: str,
+    auto: bool,
+    asking: bool,
+    full: bool,
+    verbose: bool,
+    progress: Callable[[Progress], None] | None,
+) -> int:
+    from mountstore.care.repair import repair_store
+
+    shown: list[Report] = []
+
+    def approve(report: Report) -> bool:
+        _show(report, verbose=verbose)
+        shown.append(report)
+        return not asking or _ask(len(report.changes(automatic_only=auto)))
+
+    def on_step(words: str) -> None:
+        if verbose:
+            print(f"  {printable(words)}")
+
+    repair = repair_store(
+        store, approve=approve, automatic_only=auto, full=full, progress=progress, on_step=on_step
+    )
+    if not shown:
+        _show(repair.before, verbose=verbose)
+    if not repair.made:
+        return _code_of(repair.after)
+    return _show_repair(repair, verbose=verbose)
+
+
+def _show_repair(repair: Repair, *, verbose: bool) -> int:
+    print(f"{printable(repair.before.path)}: {_count(len(repair.made), 'change')} made")
+    code = Code.REPAIRED
+    for reason in repair.failed:
+        say(PROGRAM, f"could not be done: {reason}")
+        code |= Code.FAILED
+    if repair.after.findings:
+        print("left:")
+        _show(repair.after, verbose=verbose)
+    return code | _code_of(repair.after)
+
+
+def _ask(changes: int) -> bool:
+    try:
+        answer = input(f"Make {_count(changes, 'change')}? [y/N] ")
+    except EOFError:
+        return False
+    return answer.strip().lower() in ("y", "yes")
+
+
+def _code_of(report: Report) -> Code:
+    return Code.ERRORS_LEFT if report.error_count else Code.OK
+
+
+def _show(report: Report, *, verbose: bool) -> None:
+    path = printable(report.path)
+    order = sorted(report.findings, key=lambda finding: not finding.is_error)
+    listed = order if verbose else order[:_SHOWN]
+    for finding in listed:
+        _show_one(finding)
+    if len(listed) < sum(report.counts.values()):
+        for kind, number in report.counts.items():
+            print(f"  {number:10d}  {kind}")
+    if not report.clean and not report.error_count:
+        print(f"{path}: was not closed in order; the next mount recovers what was not finished")
+    got = report.statistics
+    errors, notes = report.error_count, sum(report.counts.values()) - report.error_count
+    remarks = f", {_count(notes, 'note')}" if notes else ""
+    print(
+        f"{path}: {_count(errors, 'error') if errors else 'no errors'}"
+        f"{remarks};"
+        f" {_count(got.inodes, 'inode')}, {_count(got.entries, 'name')},"
+        f" {_count(got.blobs, 'blob')} of {_size(got.blob_bytes)}"
+        f" ({_count(got.garbage_blobs, 'blob')} of {_size(got.garbage_bytes)} unused by current files);"
+        f" {got.elapsed_s:.1f} s"
+    )
+
+
+def _show_one(finding: Finding) -> None:
+    mark = "error" if finding.is_error else "note"
+    print(f"{mark}: {printable(str(finding))}")
+    if finding.change is not None:
+        asks = "" if finding.change.automatic else " (with -y, or when asked)"
+        print(f"    -> {printable(finding.change.words)}{asks}")
+
+
+def _progress_lines() -> Callable[[Progress], None]:
+    last = time.monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _PROGRESS_EVERY_S:
+            return
+        last = now
+        rate = progress.done_bytes / max(progress.elapsed_s, 0.001)
+        sys.stderr.write(
+            f"{PROGRAM}: {100 * progress.done_bytes // max(progress.bytes, 1):3d} %"
+            f"  {_size(progress.done_bytes)} of {_size(progress.bytes)}"
+            f"  {progress.done_blobs} of {progress.blobs} blobs"
+            f"  {_size(rate)}/s  {_duration(progress.remaining_s)} left\n"
+        )
+
+    return show
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except (Exception, KeyboardInterrupt) as exc:
+        cause = cause_of(exc)
+        if isinstance(cause, Failure):
+            code = Code.USAGE
+        elif isinstance(cause, KeyboardInterrupt):
+            code = Code.INTERRUPTED
+        else:
+            code = Code.FAILED
+            if not isinstance(cause, MountstoreError | OSError | MemoryError):
+                import traceback
+
+                traceback.print_exc()
+        say(PROGRAM, message_of(exc))
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
