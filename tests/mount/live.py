@@ -14,8 +14,7 @@ from pathlib import Path
 
 from mount.consistency import check_store
 from mountstore.fuse.mounts import mount_at, unmount
-
-BIN = Path(sys.executable).parent
+from mountstore.store import create_store
 
 SCALE = int(os.environ.get("MOUNTSTORE_TEST_SCALE", "1"))
 """Multiplies the counts of the long tests; 10 makes 10,000 files 100,000."""
@@ -36,12 +35,13 @@ class LiveMount:
     Args:
       base: An existing directory for the store, the mount point and the log.
       options: Words behind `-o`.
-      mkfs: Arguments of mkfs.cas; without any, mount.cas makes the store.
+      piece_max: Of the store, in bytes; without it, mount.cas makes the store.
       prelude: Python that the daemon's process runs first, to make something small or something fail.
+      checked: Whether every unmount checks the store.
     """
 
     def __init__(
-        self, base: Path, *options: str, mkfs: Sequence[str] = (), prelude: str = "", checked: bool = True
+        self, base: Path, *options: str, piece_max: int | None = None, prelude: str = "", checked: bool = True
     ) -> None:
         self.store = base / "store"
         self.path = base / "mnt"
@@ -55,8 +55,8 @@ class LiveMount:
         self._killed = False
         self.path.mkdir()
         self.log.touch()
-        if mkfs:
-            subprocess.run([BIN / "mkfs.cas", "-q", *mkfs, self.store], check=True, timeout=PATIENCE_S)
+        if piece_max is not None:
+            create_store(str(self.store), piece_max=piece_max)
         self.start()
 
     # --- making and ending ---

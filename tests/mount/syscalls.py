@@ -29,6 +29,13 @@ def renameat2(old: AnyPath, new: AnyPath, flags: int) -> None:
     _checked(_libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags), old)
 
 
+def write_back(fd: int) -> None:
+    """Have the kernel write a file's dirty pages, without an fsync: sync_file_range(2)."""
+    waiting, writing, waited = 1, 2, 4
+    length = ctypes.c_longlong(0)
+    _checked(_libc.sync_file_range(fd, length, length, waiting | writing | waited), str(fd))
+
+
 class _FileHandle(ctypes.Structure):
     _fields_ = (
         ("handle_bytes", ctypes.c_uint),
