@@ -2,14 +2,18 @@
 
 One connection, used by the thread that owns the namespace. A transaction is always open: every statement
 sees all earlier ones, and `commit` makes them survive the death of the process (WAL, `synchronous=NORMAL`:
-an append without a flush). `wal_flusher` hands the flush itself to whoever may block.
+an append without a flush). `flush_wal` is the flush itself, for whoever may block.
 
 Invariants
   1. Between two commits nothing is written to the database file or its WAL (`cache_spill` is off), so
-     a statement can fail for a broken disk but never for a full one; a full disk fails the commit, which
-     keeps the transaction and may be repeated.
-  2. Nobody else writes to the database: the store's lock is held.
-  3. Checkpoints run on a connection of their own, in a thread.
+     a statement can fail for a broken disk but never for a full one.
+  2. What was changed is never forgotten while the process lives: SQLite rolls a transaction back when its
+     COMMIT fails (SQLITE_FULL and SQLITE_IOERR do so, see sqlite3.c sqlite3VdbeHalt), so every statement since
+     the last commit is kept and said again in a new transaction. A commit that failed may be repeated.
+  3. Nobody else writes to the database: the store's lock is held.
+  4. Checkpoints run on a connection of their own, in a thread.
+  5. Room for the next commits is allocated behind the end of the WAL, as far as the file system can do that,
+     so that deletions can be committed on a full disk.
 
 The catalog can be rebuilt from the blobs; see docs/architecture.md.
 """
@@ -150,6 +154,8 @@ class Catalog:
         except sqlite3.DatabaseError as exc:
             raise CorruptError(f"{path}: the catalog cannot be read: {exc}") from exc
         self._execute = self._db.execute
+        # The statements of the open transaction, to be said again if SQLite rolls it back.
+        self._said: list[tuple[str, Any, bool]] = []
         self._checkpointer: sqlite3.Connection | None = None
         self._wal_fd = -1
         self._committed_changes = self._db.total_changes
@@ -180,18 +186,51 @@ class Catalog:
         """End the open transaction and begin the next one.
 
         Raises:
-          NoSpaceError: The disk is full. The transaction is kept.
-          CorruptError: It cannot be committed, and may be lost.
+          NoSpaceError: The disk is full.
+          CorruptError: SQLite cannot write. In both cases nothing was committed, and the transaction is open
+            as before.
         """
         try:
-            if self._db.in_transaction:
-                self._execute("COMMIT")
-            self._committed_changes = self._db.total_changes
-        except sqlite3.Error as exc:
-            raise _translated(self.path, exc) from exc
-        finally:
             if not self._db.in_transaction:
-                self._execute("BEGIN")
+                self._say_again()
+            self._execute("COMMIT")
+        except sqlite3.Error as exc:
+            if not self._db.in_transaction:
+                self._say_again()
+            raise _translated(self.path, exc) from exc
+        self._said = []
+        self._committed_changes = self._db.total_changes
+        self._execute("BEGIN")
+
+    def _say(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Execute a statement that changes something. All changes go through here or `_say_all`."""
+        if not self._db.in_transaction:
+            self._say_again()
+        cursor = self._execute(sql, parameters)
+        self._said.append((sql, parameters, False))
+        return cursor
+
+    def _say_all(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """As `_say` for each row."""
+        if not self._db.in_transaction:
+            self._say_again()
+        rows = list(rows)
+        self._db.executemany(sql, rows)
+        self._said.append((sql, rows, True))
+
+    def _say_again(self) -> None:
+        """SQLite rolled the transaction back: bring it about once more."""
+        try:
+            self._execute("BEGIN")
+            for sql, parameters, many in self._said:
+                if many:
+                    self._db.executemany(sql, parameters)
+                else:
+                    self._execute(sql, parameters)
+        except sqlite3.Error as exc:
+            if self._db.in_transaction:
+                self._execute("ROLLBACK")
+            raise _translated(self.path, exc) from exc
 
     def changes(self) -> int:
         """Grows with every row changed."""
@@ -203,7 +242,7 @@ class Catalog:
 
     def savepoint(self) -> Savepoint:
         """A context in which several statements happen together or not at all."""
-        return Savepoint(self._execute)
+        return Savepoint(self)
 
     def wal_bytes(self) -> int:
         try:
@@ -254,7 +293,7 @@ class Catalog:
         return default if row is None else row[0]
 
     def set_meta(self, key: str, value: Any) -> None:
-        self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._say("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     # --- inodes ---
 
@@ -265,10 +304,10 @@ class Catalog:
         return row
 
     def put_inodes(self, rows: Iterable[InodeRow]) -> None:
-        self._db.executemany(f"INSERT OR REPLACE INTO inode VALUES ({_INODE_MARKS})", rows)
+        self._say_all(f"INSERT OR REPLACE INTO inode VALUES ({_INODE_MARKS})", rows)
 
     def delete_inode(self, inode: int) -> None:
-        self._execute("DELETE FROM inode WHERE id = ?", (inode,))
+        self._say("DELETE FROM inode WHERE id = ?", (inode,))
 
     def orphans(self) -> list[int]:
         """Inodes without a name, left by a crash while they were still open."""
@@ -286,26 +325,26 @@ class Catalog:
     def add_entry(self, parent: int, name: bytes, inode: int, cookie: int) -> None:
         """Raises: ExistsError if the name is taken."""
         try:
-            self._execute("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
+            self._say("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
         except sqlite3.IntegrityError:
             raise ExistsError(os.fsdecode(name)) from None
 
     def point_entry(self, parent: int, name: bytes, inode: int) -> None:
         """Let an existing name stand for another inode; its place in the listing stays."""
-        self._execute("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
+        self._say("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
 
     def move_entry(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, cookie: int | None
     ) -> None:
         """Rename an entry to a name that is free; `cookie` is its new place, None to keep the old."""
-        self._execute(
+        self._say(
             "UPDATE entry SET parent = ?, name = ?, cookie = coalesce(?, cookie)"
             " WHERE parent = ? AND name = ?",
             (new_parent, new_name, cookie, parent, name),
         )
 
     def delete_entry(self, parent: int, name: bytes) -> None:
-        self._execute("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
+        self._say("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
 
     def has_entries(self, parent: int) -> bool:
         return (
@@ -351,15 +390,15 @@ class Catalog:
         ).fetchall()
 
     def put_xattr(self, inode: int, name: bytes, value: bytes) -> None:
-        self._execute("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
+        self._say("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
 
     def delete_xattr(self, inode: int, name: bytes) -> bool:
         return (
-            self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name)).rowcount > 0
+            self._say("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name)).rowcount > 0
         )
 
     def delete_xattrs(self, inode: int) -> None:
-        self._execute("DELETE FROM xattr WHERE inode = ?", (inode,))
+        self._say("DELETE FROM xattr WHERE inode = ?", (inode,))
 
     # --- blobs ---
 
@@ -371,13 +410,13 @@ class Catalog:
 
     def add_blobs(self, blobs: Iterable[tuple[bytes, int, bytes]]) -> None:
         """Rows of (sha256, size in bytes, checksum); those already there stay."""
-        self._db.executemany("INSERT OR IGNORE INTO blob VALUES (?, ?, ?)", blobs)
+        self._say_all("INSERT OR IGNORE INTO blob VALUES (?, ?, ?)", blobs)
 
     def add_unsynced(self, digests: Iterable[Digest]) -> None:
-        self._db.executemany("INSERT OR IGNORE INTO unsynced VALUES (?, ?)", digests)
+        self._say_all("INSERT OR IGNORE INTO unsynced VALUES (?, ?)", digests)
 
     def clear_unsynced(self) -> None:
-        self._execute("DELETE FROM unsynced")
+        self._say("DELETE FROM unsynced")
 
     def unsynced(self) -> list[Digest]:
         return [Digest(sha256, size) for sha256, size in self._execute("SELECT * FROM unsynced")]
@@ -385,10 +424,10 @@ class Catalog:
     # --- drafts ---
 
     def put_draft(self, draft: DraftRow) -> None:
-        self._execute("INSERT OR REPLACE INTO draft VALUES (?, ?, ?, ?, ?)", draft)
+        self._say("INSERT OR REPLACE INTO draft VALUES (?, ?, ?, ?, ?)", draft)
 
     def delete_draft(self, inode: int) -> None:
-        self._execute("DELETE FROM draft WHERE inode = ?", (inode,))
+        self._say("DELETE FROM draft WHERE inode = ?", (inode,))
 
     def drafts(self) -> list[DraftRow]:
         return [DraftRow(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
@@ -397,18 +436,21 @@ class Catalog:
 class Savepoint:
     """Context of `Catalog.savepoint`: on an exception everything inside it is undone."""
 
-    __slots__ = ("_execute",)
+    __slots__ = ("_catalog", "_said")
 
-    def __init__(self, execute: Any) -> None:
-        self._execute = execute
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
 
     def __enter__(self) -> None:
-        self._execute("SAVEPOINT operation")
+        self._catalog._say("SAVEPOINT operation")
+        self._said = len(self._catalog._said)
 
     def __exit__(self, kind: object, exc: object, traceback: object) -> None:
+        catalog = self._catalog
         if kind is not None:
-            self._execute("ROLLBACK TO operation")
-        self._execute("RELEASE operation")
+            del catalog._said[self._said :]
+            catalog._say("ROLLBACK TO operation")
+        catalog._say("RELEASE operation")
 
 
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
