@@ -282,7 +282,9 @@ class Operations(pyfuse3.Operations):
             if not found.is_regular:
                 raise FUSEError(errno.EISDIR if found.is_directory else errno.EINVAL)
             same = attr.st_size == found.size
-            await self._files.truncate(found, attr.st_size, privileged=ctx.uid == 0)
+            await self._files.truncate(
+                found, attr.st_size, privileged=ctx.uid == 0, member=_keeps_setgid(ctx, found)
+            )
             if same and not (fields.update_mtime or fields.update_ctime):
                 # truncate(2) to the size it has: the kernel goes on showing the times it has.
                 return self._present(found)
@@ -348,8 +350,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOSYS)
         found = self._get(inode)
         if name in (acls.ACCESS, acls.DEFAULT):
-            keep_setgid = _caller(ctx, found).belongs_to(found.gid)
-            self._attributes.set_acl(found, name, value, keep_setgid=keep_setgid)
+            self._attributes.set_acl(found, name, value, keep_setgid=_keeps_setgid(ctx, found))
         else:
             self._attributes.set(found, name, value)
 
@@ -370,7 +371,12 @@ class Operations(pyfuse3.Operations):
 
     def _open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        handle = self._files.open(inode, writable=writable, privileged=ctx.uid == 0)
+        handle = self._files.open(
+            inode,
+            writable=writable,
+            privileged=ctx.uid == 0,
+            member=writable and _keeps_setgid(ctx, inode),
+        )
         number = next(self._numbers)
         self._handles[number] = handle
         return FileInfo(fh=FileHandleT(number))
@@ -407,12 +413,15 @@ class Operations(pyfuse3.Operations):
             self._namespace.require_writable()
         info = self._open(inode, flags, ctx)
         if flags & os.O_TRUNC:
+            mode = inode.mode
             # The times come from the kernel.
             try:
-                await self._files.truncate(inode, 0, privileged=ctx.uid == 0)
+                await self._files.truncate(inode, 0, privileged=ctx.uid == 0, member=_keeps_setgid(ctx, inode))
             except BaseException:
                 await self._files.release(self._handles.pop(info.fh))
                 raise
+            if inode.mode != mode:
+                self._forget_mode(inode)
         return info
 
     @_guarded
@@ -435,7 +444,23 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self._files.write(self._handles[fh], off, buf)
+        handle = self._handles[fh]
+        inode = handle.inode
+        mode = inode.mode
+        written = await self._files.write(handle, off, buf)
+        if inode.mode != mode:
+            self._forget_mode(inode)
+        return written
+
+    def _forget_mode(self, inode: Inode) -> None:
+        """Setuid or setgid were cleared here, which the kernel, that let us, does not notice by itself: it
+        would go on granting them for as long as it keeps the attributes."""
+        try:
+            # Attributes alone: nothing is written back for that, so this may be done from here.
+            pyfuse3.invalidate_inode(InodeT(inode.id), attr_only=True)
+        except OSError as exc:
+            if exc.errno != errno.ENOENT:
+                raise
 
     @_guarded
     async def flush(self, fh: FileHandleT) -> None:
@@ -466,3 +491,8 @@ def _caller(ctx: RequestContext, inode: Inode) -> Caller:
     except (OSError, RuntimeError):
         # It has ended, or lives out of sight in a namespace of its own.
         return Caller(ctx.uid, ctx.gid)
+
+
+def _keeps_setgid(ctx: RequestContext, inode: Inode) -> bool:
+    """Whether the caller may change an inode that has the setgid bit without losing it."""
+    return bool(inode.mode & stat.S_ISGID) and _caller(ctx, inode).belongs_to(inode.gid)

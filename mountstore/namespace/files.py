@@ -29,15 +29,17 @@ _FEED_BYTES = 1 << 20
 class Handle:
     """An open file.
 
-    `privileged` is whether its opener may write without clearing setuid and setgid.
+    `privileged` is whether its opener may write without clearing setuid and setgid, `member` whether the
+    opener is known to belong to the file's group.
     """
 
-    __slots__ = ("inode", "privileged", "writable")
+    __slots__ = ("inode", "member", "privileged", "writable")
 
-    def __init__(self, inode: Inode, writable: bool, privileged: bool) -> None:
+    def __init__(self, inode: Inode, writable: bool, privileged: bool, member: bool) -> None:
         self.inode = inode
         self.writable = writable
         self.privileged = privileged
+        self.member = member
 
 
 class Files:
@@ -65,12 +67,12 @@ class Files:
 
     # --- opening and closing ---
 
-    def open(self, inode: Inode, *, writable: bool, privileged: bool) -> Handle:
+    def open(self, inode: Inode, *, writable: bool, privileged: bool, member: bool = False) -> Handle:
         """Open a regular file; every handle must be given to `release` once."""
         inode.handles += 1
         if writable:
             inode.writers += 1
-        return Handle(inode, writable, privileged)
+        return Handle(inode, writable, privileged, member)
 
     async def release(self, handle: Handle) -> None:
         """Close a handle; the last writer's close seals the draft."""
@@ -147,7 +149,7 @@ class Files:
             inode.size = draft.size_bytes
         inode.view = None
         if not handle.privileged and inode.mode & 0o6000:
-            self._clear_privileges(inode)
+            self._clear_privileges(inode, handle.member)
         return len(data)
 
     async def _write_streamed(self, inode: Inode, draft: StreamedDraft, offset: int, data: bytes) -> Draft:
@@ -173,7 +175,7 @@ class Files:
                 await self._contents.in_thread(draft.put, offset, data)
         draft.mark(offset, len(data))
 
-    async def truncate(self, inode: Inode, size: int, *, privileged: bool) -> None:
+    async def truncate(self, inode: Inode, size: int, *, privileged: bool, member: bool = False) -> None:
         """Set the size; what is added reads as zeros. Sealed at once if nobody has it open for writing.
 
         Raises:
@@ -182,7 +184,7 @@ class Files:
         if not 0 <= size <= FILE_MAX:
             raise TooLargeError(f"inode {inode.id}: size {size}")
         if inode.mode & 0o6000 and not privileged:
-            self._clear_privileges(inode)
+            self._clear_privileges(inode, member)
         if inode.draft is None and inode.busy is None and size == inode.content.size_bytes:
             return
         draft = await self._drafts.open(inode, keep=size)
@@ -203,12 +205,12 @@ class Files:
         if inode.writers == 0 and inode.nlink > 0:
             await self._sealer.seal(inode)
 
-    def _clear_privileges(self, inode: Inode) -> None:
+    def _clear_privileges(self, inode: Inode, member: bool) -> None:
         """What the kernel leaves to us with FUSE_HANDLE_KILLPRIV_V2; see file_remove_privs in the kernel:
-        setuid goes always, setgid only where it means execution as the group."""
+        setuid goes always, setgid where it means execution as the group or the writer is not in the group."""
         drop = inode.mode & 0o4000
-        if inode.mode & 0o2010 == 0o2010:
-            drop |= 0o2000
+        if inode.mode & 0o0010 or not member:
+            drop |= inode.mode & 0o2000
         if drop:
             inode.mode &= ~drop
             self._inodes.changed(inode)

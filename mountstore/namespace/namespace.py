@@ -11,7 +11,7 @@ Contents of regular files are `mountstore.namespace.files`.
 from __future__ import annotations
 
 import stat
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from typing import NamedTuple
 
 from mountstore.errors import (
@@ -41,10 +41,15 @@ LINK_MAX = (1 << 31) - 1
 
 
 class Caller(NamedTuple):
-    """Who asks: effective ids of the process."""
+    """Who asks: effective ids of the process, its other groups only where they matter."""
 
     uid: int
     gid: int
+    groups: Collection[int] = ()
+
+    def belongs_to(self, gid: int) -> bool:
+        """Whether the caller is in a group, or privileged as if it were."""
+        return self.uid == 0 or self.gid == gid or gid in self.groups
 
 
 class Namespace:
@@ -403,7 +408,7 @@ class Namespace:
         elif (uid is not None or gid is not None or owner_named) and not inode.is_directory:
             # With FUSE_HANDLE_KILLPRIV_V2 this is ours to do (chown(2): the bits go, whoever calls).
             drop = stat.S_ISUID
-            if inode.mode & stat.S_IXGRP or (caller.uid != 0 and caller.gid != inode.gid):
+            if inode.mode & stat.S_IXGRP or not caller.belongs_to(inode.gid):
                 drop |= stat.S_ISGID
             inode.mode &= ~drop
         if uid is not None:

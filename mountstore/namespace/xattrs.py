@@ -135,9 +135,10 @@ class Attributes:
         ]
 
     def _require_known(self, name: bytes) -> None:
-        if name.startswith(_SPACES) and not name.endswith(b"."):
-            return
-        if not (self._acl and name in _ACLS):
+        if name.startswith(_SPACES):
+            if name in _SPACES:
+                raise MisuseError(f"attribute without a name: {name!r}")
+        elif not (self._acl and name in _ACLS):
             raise NotSupportedError(repr(name))
 
     def _changed(self, inode: Inode) -> None:

@@ -13,7 +13,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from mount.live import PATIENCE_S, run
+from mount.live import PATIENCE_S, LiveMount, run
 
 # Who runs a line: uid, gid, supplementary groups. Nobody has a name, so that nothing depends on /etc/passwd.
 WHO: dict[str, tuple[int, int, list[int]]] = {
@@ -73,3 +73,13 @@ def compare(script: str, directory: Path, beside: Path) -> None:
     for line in filter(None, map(str.strip, script.splitlines())):
         assert run_line(line, directory) == run_line(line, beside), line
         assert state_of(directory) == state_of(beside), f"after: {line}"
+
+
+def twins(mount: LiveMount, name: str) -> tuple[Path, Path]:
+    """An empty directory in the mount and one beside it."""
+    name = re.sub(r"\W+", "-", name)
+    directories = mount.path / name, mount.path.parent / f"beside-{name}"
+    for directory in directories:
+        directory.mkdir()
+        directory.chmod(0o755)
+    return directories

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from mount.conftest import MountMaker
 from mount.live import LiveMount, let_everybody_reach, run
-from mount.side_by_side import compare, state_of
+from mount.side_by_side import compare, state_of, twins
 
 SCENARIOS = {
     "an access list and the mode": """
@@ -121,6 +120,12 @@ SCENARIOS = {
         ann: setfacl -m u:41002:rx g
         ann: chmod 2711 g; setfacl -b g
         eve: setfacl -m u:41002:rx g
+        touch h; chown 41001:42000 h; chmod 6640 h
+        ann: chgrp 41001 h
+        chown 41001:42000 h; chmod 6640 h
+        ann: chown 41001:42000 h
+        chown 41002:42000 h; chmod 6640 h
+        bob: chgrp 41002 h
     """,
     "copies": """
         mkdir s; echo one > s/f; echo two > s/g; mkdir s/d; echo three > s/d/h; ln -s f s/l; chmod 640 s/f
@@ -172,16 +177,8 @@ def acl_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMount]:
 @pytest.fixture
 def pair(acl_mount: LiveMount, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
     """An empty directory in the mount and its twin beside."""
-    yield twins(acl_mount, re.sub(r"\W+", "-", request.node.name))
+    yield twins(acl_mount, request.node.name)
     acl_mount.check_log()
-
-
-def twins(mount: LiveMount, name: str) -> tuple[Path, Path]:
-    directories = mount.path / name, mount.path.parent / f"beside-{name}"
-    for directory in directories:
-        directory.mkdir()
-        directory.chmod(0o755)
-    return directories
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
