@@ -52,10 +52,10 @@ class InitFlag(IntFlag):
 
 WANTED_FLAGS = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS | InitFlag.HANDLE_KILLPRIV_V2
 
-# Requests the kernel may have under way on its own account (write-back, readahead); its default of 12 and
-# 9 keeps a daemon with threads from overlapping them. See docs/request-loop.md for what it brings.
-MAX_BACKGROUND = 64
-CONGESTION_THRESHOLD = 48
+# Requests the kernel may have under way on its own account (write-back, readahead). Each may hold 2 MiB here
+# (libfuse's buffer and our copy), and more than its default of 12 brought nothing measurable.
+MAX_BACKGROUND = 16
+CONGESTION_THRESHOLD = 12
 
 # The exchange takes about a millisecond; the bound is for a kernel or a libfuse that does not play along.
 _EXCHANGE_TIMEOUT_S = 10.0
