@@ -63,7 +63,7 @@ def _problems_of_catalog(database: sqlite3.Connection) -> list[str]:
             problems.append(f"inode {number} ({mode:o}) has no name")
         if xattrs != attributes[number]:
             problems.append(f"inode {number} has {attributes[number]} attributes, not {xattrs}")
-    if meta["next_inode"] <= max(inodes) or (largest_cookie and meta["next_cookie"] <= largest_cookie):
+    if meta.get("next_inode", 2) <= max(inodes) or meta.get("next_cookie", 3) <= largest_cookie:
         problems.append("numbers in use would be given out again")
     problems += [f"draft of inode {row[0]} is left" for row in database.execute("SELECT inode FROM draft")]
     problems += [f"attribute of {number}, which is gone" for number in attributes if number not in inodes]
