@@ -56,7 +56,9 @@ class Sealed(NamedTuple):
 
     `blobs` has every blob that the seal wrote or met, each once: pieces, manifest pieces and manifests.
     Pieces taken over from the base unread are not in it, since what refers to the base refers to them.
+    Of the content, `hole_bytes` lie in holes.
     """
 
     content: Content
     blobs: Sequence[SealedBlob]
+    hole_bytes: int = 0

@@ -199,6 +199,10 @@ class ManifestBuilder:
         self._checksums += checksums
         self.size_bytes += manifest.entry_ends[end - 1] - manifest.start(first)
 
+    @property
+    def hole_bytes(self) -> int:
+        return -sum(length for length in self._lengths if length < 0)
+
     def encode(self, level: int) -> bytes:
         """The manifest of everything added, which is one or more entries."""
         assert self._lengths, "a manifest has at least one entry"

@@ -84,7 +84,7 @@ class PieceWriter:
     def finish(self) -> Sealed:
         """Store the manifest. Raises: as `store_blob`."""
         self._drain(0)
-        size_bytes = self._builder.size_bytes
+        size_bytes, hole_bytes = self._builder.size_bytes, self._builder.hole_bytes
         level = 0
         data = self._builder.encode(level)
         while len(data) > self._parameters.piece_max:
@@ -93,7 +93,7 @@ class PieceWriter:
         blob = store_blob(self._tree, data)
         self._blobs.setdefault(blob.digest, blob)
         content = Content(ContentKind.MANIFEST, blob.digest, size_bytes)
-        return Sealed(content, tuple(self._blobs.values()))
+        return Sealed(content, tuple(self._blobs.values()), hole_bytes)
 
     def _describe(self, data: bytes, level: int) -> bytes:
         """Store a manifest in pieces; the manifest of `level` that lists them."""

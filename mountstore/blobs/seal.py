@@ -108,7 +108,7 @@ def seal(
             resized = [] if size == base.size_bytes else [(min(size, base.size_bytes), size)]
             changes = _merged(chain(dirty, resized), size, keep_empty=True)
             if not changes:
-                return Sealed(base, ())
+                return Sealed(base, (), sum(old_hole.length for old_hole in old if old_hole.digest is None))
         ranges = chain(old.data_ranges() if old is not None else [(0, base.size_bytes)], dirty)
     if isinstance(source, SparseSource):
         ranges = source.data_ranges()

@@ -108,6 +108,7 @@ class StagedDraft:
         "_reader",
         "_users",
         "base",
+        "base_allocated",
         "base_limit",
         "claimed",
         "dirty",
@@ -122,6 +123,8 @@ class StagedDraft:
         self._reader = reader
         self.base_limit = base.size_bytes
         self.size_bytes = base.size_bytes
+        # How many bytes of the base are no holes, as far as known.
+        self.base_allocated = base.size_bytes
         self.dirty = RangeSet()
         self.claimed = 0
         self.recorded = False
@@ -135,7 +138,14 @@ class StagedDraft:
 
     @property
     def allocated_bytes(self) -> int:
-        return min(self.size_bytes, self.base_limit + self.dirty.total())
+        return min(self.size_bytes, min(self.base_limit, self.base_allocated) + self.dirty.total())
+
+    def lay_over(self, base: Content, reader: BaseReader | None) -> None:
+        """Take the dirty extents, of a draft over nothing, as changes of `base`."""
+        self.base = base
+        self._reader = reader
+        self.base_limit = base.size_bytes
+        self.size_bytes = max(self.size_bytes, base.size_bytes)
 
     def mark(self, offset: int, length: int) -> None:
         """Take `[offset, offset + length)`, which `put` has written, as part of the draft."""
@@ -314,7 +324,18 @@ class StreamedDraft:
       head: The first bytes.
     """
 
-    __slots__ = ("_stream", "base", "claimed", "end", "parked", "parked_bytes", "pending", "turn")
+    __slots__ = (
+        "_finishing",
+        "_stream",
+        "base",
+        "claimed",
+        "end",
+        "parked",
+        "parked_bytes",
+        "pending",
+        "stuck",
+        "turn",
+    )
 
     def __init__(self, base: Content, stream: StreamingSeal, head: bytearray) -> None:
         self.base = base
@@ -325,6 +346,9 @@ class StreamedDraft:
         self.parked: dict[int, bytes] = {}
         self.parked_bytes = 0
         self.turn = trio.Lock()
+        # Whether the last `feed` failed: there are bytes in memory that should be on the disk.
+        self.stuck = False
+        self._finishing = False
 
     @property
     def size_bytes(self) -> int:
@@ -335,7 +359,9 @@ class StreamedDraft:
         return self.end + self.parked_bytes
 
     def write(self, offset: int, data: bytes) -> bool:
-        """Take bytes that continue the stream, or will soon; False if they do neither."""
+        """Take bytes that continue the stream, or will soon; False if they do neither, or it is ending."""
+        if self._finishing:
+            return False
         if offset == self.end:
             self._append(data)
             while self.parked and (early := self.parked.pop(self.end, None)) is not None:
@@ -360,10 +386,18 @@ class StreamedDraft:
 
     def feed(self, data: bytearray) -> None:
         """Cut and place bytes from `take_pending`; blocks. Raises: as `StreamingSeal.feed`."""
+        self.stuck = True
         self._stream.feed(data)
+        self.stuck = False
 
     def finish(self, data: bytearray) -> Sealed:
-        """The content of the stream and these last bytes; blocks. Raises: as `StreamingSeal.finish`."""
+        """The content of the stream and these last bytes; blocks.
+
+        Nothing can be written to it any more, even if this fails; then it can be called again.
+
+        Raises: as `StreamingSeal.finish`.
+        """
+        self._finishing = True
         if data:
             self._stream.feed(data)
         return self._stream.finish()

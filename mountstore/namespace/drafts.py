@@ -13,6 +13,7 @@ import time
 import trio
 
 from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.content import EMPTY
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError, MisuseError
@@ -71,10 +72,12 @@ class Drafts:
         base = inode.content
         wanted = min(base.size_bytes, keep)
         # A file that is fsynced again and again (a database) is not to be rewritten whole for each fsync.
-        if wanted > MEMORY_MAX or (inode.syncs > 0 and base.size_bytes > 0):
-            reader = self._contents.open_reader(base)
-            inode.draft = StagedDraft(self._new_path(inode), base, reader)
-            return inode.draft
+        large = wanted > MEMORY_MAX or (wanted > 0 and self._memory_bytes + wanted > MEMORY_TOTAL)
+        if large or (inode.syncs > 0 and base.size_bytes > 0):
+            staged = StagedDraft(self._new_path(inode), base, self._contents.open_reader(base))
+            staged.base_allocated = inode.allocated
+            inode.draft = staged
+            return staged
         draft = MemoryDraft(base, bytearray())
         if wanted:
             inode.busy = done = trio.Event()
@@ -138,15 +141,29 @@ class Drafts:
         self._memory_bytes -= len(memory.data)
         inode.draft = draft
 
-    def restage(self, inode: Inode, parts: dict[int, bytes]) -> None:
-        """Write what was parked ahead of a stream, which is sealed now, over it."""
-        draft = StagedDraft(self._new_path(inode), inode.content, self._contents.open_reader(inode.content))
-        inode.draft = draft
-        for offset, data in parts.items():
-            self.claim(draft, len(data))
-            draft.put(offset, data)
-            draft.mark(offset, len(data))
-        inode.size = draft.size_bytes
+    def stage_parked(self, inode: Inode, streamed: StreamedDraft) -> StagedDraft:
+        """Write what is parked ahead of a stream to a staging file, for `lay_over`; blocks, any thread.
+
+        Raises: OSError; then nothing is left of it.
+        """
+        staged = StagedDraft(self._new_path(inode), EMPTY, None)
+        try:
+            for offset, data in streamed.parked.items():
+                staged.put(offset, data)
+                staged.mark(offset, len(data))
+        except OSError:
+            staged.close()
+            staged.discard()
+            raise
+        return staged
+
+    def lay_over(self, inode: Inode, staged: StagedDraft, claimed: int) -> None:
+        """What was parked ahead of a stream, which is sealed now, becomes a draft over it."""
+        staged.claimed = claimed
+        staged.lay_over(inode.content, self._contents.open_reader(inode.content))
+        staged.base_allocated = inode.allocated
+        inode.draft = staged
+        inode.size = staged.size_bytes
         inode.view = None
 
     # --- ending ---
@@ -196,6 +213,7 @@ class Drafts:
                 log.error("%s: a draft cannot be brought back, its file is kept: %s", row.staging, exc)
                 self._catalog.delete_draft(row.inode)
                 continue
+            draft.base_allocated = inode.allocated
             inode.draft = draft
             inode.size = draft.size_bytes
             inode.view = None

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from mountstore.errors import TooLargeError
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import MemoryDraft, StagedDraft, StreamedDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.sealing import INLINE_MAX, Sealer
@@ -133,18 +133,27 @@ class Files:
         draft = inode.draft
         if draft is None or inode.busy is not None:
             draft = await self._drafts.open(inode, keep=FILE_MAX)
-        if type(draft) is MemoryDraft:
-            size = len(draft.data)
-            if end <= size or self._drafts.resize(draft, end):
-                draft.write(offset, data)
-            elif offset == size and inode.syncs == 0:
-                draft = self._drafts.stream(inode, draft)
+        written = False
+        while not written:
+            if type(draft) is MemoryDraft:
+                size = len(draft.data)
+                if end <= size or self._drafts.resize(draft, end):
+                    draft.write(offset, data)
+                    written = True
+                elif offset == size and inode.syncs == 0:
+                    draft = self._drafts.stream(inode, draft)
+                else:
+                    draft = self._drafts.spill(inode, draft)
+            elif type(draft) is StreamedDraft:
+                written = await self._write_streamed(inode, draft, offset, data)
+                if not written:
+                    # The stream is over; its content may be short enough for any form of draft.
+                    await self._sealer.seal(inode)
+                    draft = await self._drafts.open(inode, keep=FILE_MAX)
             else:
-                draft = self._drafts.spill(inode, draft)
-        if type(draft) is StreamedDraft:
-            draft = await self._write_streamed(inode, draft, offset, data)
-        if type(draft) is StagedDraft:
-            await self._write_staged(draft, offset, data)
+                assert type(draft) is StagedDraft
+                await self._write_staged(draft, offset, data)
+                written = True
         if inode.draft is draft:
             inode.size = draft.size_bytes
         inode.view = None
@@ -152,19 +161,27 @@ class Files:
             self._clear_privileges(inode, handle.member)
         return len(data)
 
-    async def _write_streamed(self, inode: Inode, draft: StreamedDraft, offset: int, data: bytes) -> Draft:
-        """Write to a stream, or, if the bytes do not continue it, end it; returns where they belong."""
+    async def _write_streamed(self, inode: Inode, draft: StreamedDraft, offset: int, data: bytes) -> bool:
+        """Write to a stream; False if the bytes do not continue it."""
+        if draft.stuck:
+            # What it took before goes first: a stream that cannot be placed must not fill the memory.
+            await self._feed(inode, draft, 0)
+            if inode.draft is not draft or inode.busy is not None:
+                return False
         self._drafts.claim(draft, len(data))
         if not draft.write(offset, data):
-            await self._sealer.seal(inode)
-            return await self._drafts.open(inode, keep=FILE_MAX)
+            return False
         inode.size = draft.size_bytes
         # Whoever waits here has its bytes placed by those before, or places theirs with its own.
         while len(draft.pending) >= _FEED_BYTES and inode.draft is draft:
-            async with draft.turn:
-                if len(draft.pending) >= _FEED_BYTES and inode.draft is draft:
-                    await self._contents.in_thread(draft.feed, draft.take_pending())
-        return draft
+            await self._feed(inode, draft, _FEED_BYTES)
+        return True
+
+    async def _feed(self, inode: Inode, draft: StreamedDraft, least: int) -> None:
+        """Place what the stream has taken, in turn, if that still is `least` bytes."""
+        async with draft.turn:
+            if len(draft.pending) >= least and inode.draft is draft:
+                await self._contents.in_thread(draft.feed, draft.take_pending())
 
     async def _write_staged(self, draft: StagedDraft, offset: int, data: bytes) -> None:
         self._drafts.claim(draft, len(data))
@@ -187,10 +204,8 @@ class Files:
             self._clear_privileges(inode, member)
         if inode.draft is None and inode.busy is None and size == inode.content.size_bytes:
             return
-        draft = await self._drafts.open(inode, keep=size)
-        if type(draft) is StreamedDraft:
+        while type(draft := await self._drafts.open(inode, keep=size)) is StreamedDraft:
             await self._sealer.seal(inode)
-            draft = await self._drafts.open(inode, keep=size)
         if type(draft) is MemoryDraft:
             if self._drafts.resize(draft, size):
                 draft.truncate(size)

@@ -55,19 +55,32 @@ class Sealer:
                 sealed = seal_small(self._tree, draft.data) if draft.data else Sealed(EMPTY, ())
                 self._adopt(inode, draft, sealed)
                 return
+            parked: StagedDraft | None = None
             inode.busy = done = trio.Event()
             try:
+                if type(draft) is StreamedDraft and draft.parked:
+                    # Before the stream ends: if there is no room for them, everything is as before.
+                    parked = await self._contents.in_thread(self._drafts.stage_parked, inode, draft)
                 sealed = await self._seal_in_thread(draft)
             except BaseException:
                 self._ledger.suspect = True
+                if parked is not None:
+                    parked.close()
+                    parked.discard()
+                if type(draft) is MemoryDraft:
+                    # Whoever looks at the exception may hold views of the bytes, which could not grow then.
+                    draft.data = bytearray(draft.data)
                 raise
             finally:
                 inode.busy = None
                 done.set()
-            self._adopt(inode, draft, sealed)
-            if type(draft) is not StreamedDraft or not draft.parked:
+            if type(draft) is not StreamedDraft or parked is None:
+                self._adopt(inode, draft, sealed)
                 return
-            self._drafts.restage(inode, draft.parked)
+            claimed = draft.parked_bytes
+            draft.claimed -= claimed
+            self._adopt(inode, draft, sealed)
+            self._drafts.lay_over(inode, parked, claimed)
 
     async def _seal_in_thread(self, draft: Draft) -> Sealed:
         in_thread = self._contents.in_thread
@@ -97,14 +110,15 @@ class Sealer:
         self._ledger.record(sealed.blobs)
         content = sealed.content
         if content.kind is ContentKind.MANIFEST:
-            # Just hashed: not to be read again for the sake of it.
+            # Just written: not to be read again for the sake of it. What was there before may be damaged.
             for blob in sealed.blobs:
-                self._contents.verified.add(blob.digest)
+                if blob.new:
+                    self._contents.verified.add(blob.digest)
         if content != inode.content:
             self._contents.close_reader(inode)
             inode.content = content
         inode.size = content.size_bytes
-        inode.allocated = min(draft.allocated_bytes, content.size_bytes)
+        inode.allocated = content.size_bytes - sealed.hole_bytes
         self._drafts.retire(inode)
         self._inodes.changed(inode)
 

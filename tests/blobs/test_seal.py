@@ -210,7 +210,7 @@ def test_nothing_changed_gives_the_base_unread(tree: BalancedTree) -> None:
     data = noise(1, 50_000)
     base = content_of(tree, data)
     source = BytesSource(data)
-    assert seal(tree, SMALL, source, base=base, dirty=[]) == (base, ())
+    assert seal(tree, SMALL, source, base=base, dirty=[]) == (base, (), 0)
     assert source.read_bytes == 0
 
 
@@ -319,7 +319,7 @@ def test_a_full_disk_shows(tmp_path: Path, room: int) -> None:
 
 
 def test_empty_is_empty(tree: BalancedTree) -> None:
-    assert seal(tree, SMALL, BytesSource(b"")) == (EMPTY, ())
-    assert StreamingSeal(tree, SMALL).finish() == (EMPTY, ())
+    assert seal(tree, SMALL, BytesSource(b"")) == (EMPTY, (), 0)
+    assert StreamingSeal(tree, SMALL).finish() == (EMPTY, (), 0)
     assert list(references(tree, EMPTY)) == []
     assert describe(tree, EMPTY).pieces == 0

@@ -1,0 +1,248 @@
+"""Drafts of large files: their three forms, what leads from one to the next, and failures on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mountstore.blobs.staging import Staging
+from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import CorruptError
+from mountstore.namespace import drafts
+from mountstore.namespace.draft import MEMORY_MAX, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.files import Handle
+from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.namespace import Caller
+from mountstore.store import Store
+
+pytestmark = pytest.mark.trio
+
+PART = 1 << 20
+
+
+def opened(store: Store, name: bytes = b"f") -> Handle:
+    inode = store.namespace.create(ROOT, name, 0o100644, Caller(0, 0))
+    return store.files.open(inode, writable=True, privileged=True)
+
+
+async def append(store: Store, handle: Handle, data: bytes, at: int = 0) -> None:
+    for start in range(0, len(data), PART):
+        await store.files.write(handle, at + start, data[start : start + PART])
+
+
+async def content(store: Store, inode: Inode) -> bytes:
+    return b"".join([await store.files.read(inode, at, PART) for at in range(0, inode.size, PART)])
+
+
+class FullDisk:
+    """While `full`, no blob finds room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        real = Staging.write
+
+        def write(staging: Staging, data: Any) -> str:
+            # As in the real one, a view of the data is held where it fails.
+            with memoryview(data):
+                if self.full:
+                    raise OSError(errno.ENOSPC, "full")
+                return real(staging, data)
+
+        monkeypatch.setattr(Staging, "write", write)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[FullDisk]:
+    yield FullDisk(monkeypatch)
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All drafts in memory together hold less than one of them may."""
+    monkeypatch.setattr(drafts, "MEMORY_TOTAL", 1_000_000)
+
+
+async def test_a_stream_whose_seal_failed_takes_further_bytes(store: Store, disk: FullDisk) -> None:
+    data = os.urandom(MEMORY_MAX + 3 * PART)
+    handle = opened(store)
+    await append(store, handle, data[:-PART])
+    assert type(handle.inode.draft) is StreamedDraft
+    disk.full = True
+    with pytest.raises(OSError):
+        await store.files.fsync(handle.inode)
+    disk.full = False
+    await store.files.write(handle, len(data) - PART, data[-PART:])
+    await store.files.release(handle)
+    assert handle.inode.content.size_bytes == len(data)
+    assert await content(store, handle.inode) == data
+
+
+async def test_a_draft_in_memory_whose_seal_failed_can_grow_and_shrink(store: Store, disk: FullDisk) -> None:
+    data = os.urandom(5 * PART)
+    handle = opened(store)
+    await append(store, handle, data)
+    assert type(handle.inode.draft) is MemoryDraft
+    disk.full = True
+    kept: list[BaseException] = []
+    try:
+        await store.files.fsync(handle.inode)
+    except OSError as exc:
+        kept.append(exc)
+    assert kept
+    await store.files.write(handle, len(data), b"more")
+    await store.files.truncate(handle.inode, len(data) + 2, privileged=True)
+    disk.full = False
+    await store.files.release(handle)
+    assert await content(store, handle.inode) == data + b"mo"
+
+
+async def test_a_short_stream_that_is_changed_keeps_the_change(store: Store, small_memory: None) -> None:
+    """When memory is scarce, short files are streamed too; what then does not continue one must not be lost."""
+    first, second = opened(store, b"first"), opened(store, b"second")
+    await append(store, first, bytes(900_000))
+    data = os.urandom(500_000)
+    await append(store, second, data)
+    assert type(second.inode.draft) is StreamedDraft
+    await store.files.release(first)
+    await store.files.write(second, 1000, b"change")
+    await store.files.release(second)
+    assert await content(store, second.inode) == data[:1000] + b"change" + data[1006:]
+
+
+async def test_a_short_stream_can_be_truncated(store: Store, small_memory: None) -> None:
+    first, second = opened(store, b"first"), opened(store, b"second")
+    await append(store, first, bytes(900_000))
+    data = os.urandom(500_000)
+    await append(store, second, data)
+    assert type(second.inode.draft) is StreamedDraft
+    await store.files.release(first)
+    await store.files.truncate(second.inode, 1000, privileged=True)
+    await store.files.release(second)
+    assert await content(store, second.inode) == data[:1000]
+
+
+async def test_opening_drafts_keeps_to_the_limit_of_memory(store: Store, small_memory: None) -> None:
+    handles = []
+    for number in range(4):
+        handle = opened(store, b"%d" % number)
+        await append(store, handle, os.urandom(600_000))
+        await store.files.release(handle)
+        handles.append(store.files.open(handle.inode, writable=True, privileged=True))
+    for handle in handles:
+        await store.files.write(handle, 5, b"change")
+    kinds = [type(handle.inode.draft) for handle in handles]
+    assert kinds == [MemoryDraft, StagedDraft, StagedDraft, StagedDraft]
+    for handle in handles:
+        await store.files.release(handle)
+        assert await store.files.read(handle.inode, 5, 6) == b"change"
+
+
+async def test_what_was_parked_ahead_of_a_stream_survives_a_seal_without_room_for_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(MEMORY_MAX + 6 * PART)
+    handle = opened(store)
+    await append(store, handle, data[: MEMORY_MAX + PART])
+    await store.files.write(handle, MEMORY_MAX + 3 * PART, data[MEMORY_MAX + 3 * PART : MEMORY_MAX + 4 * PART])
+    await store.files.write(handle, MEMORY_MAX + 5 * PART, data[MEMORY_MAX + 5 * PART :])
+    assert type(handle.inode.draft) is StreamedDraft and len(handle.inode.draft.parked) == 2
+
+    def put(self: StagedDraft, offset: int, data: bytes) -> None:
+        if offset > MEMORY_MAX + 3 * PART:
+            raise OSError(errno.ENOSPC, "full")
+        real(self, offset, data)
+
+    real = StagedDraft.put
+    monkeypatch.setattr(StagedDraft, "put", put)
+    with pytest.raises(OSError):
+        await store.files.fsync(handle.inode)
+    monkeypatch.undo()
+    assert [name for name in os.listdir(store.path + "/staging") if name.startswith("draft-")] == []
+    await store.files.release(handle)
+    for hole in (MEMORY_MAX + PART, 2 * PART), (MEMORY_MAX + 4 * PART, PART):
+        data = data[: hole[0]] + bytes(hole[1]) + data[sum(hole) :]
+    assert await content(store, handle.inode) == data
+
+
+async def test_a_stream_that_cannot_be_placed_takes_no_more_into_memory(store: Store, disk: FullDisk) -> None:
+    data = os.urandom(MEMORY_MAX + 8 * PART)
+    handle = opened(store)
+    await append(store, handle, data[: MEMORY_MAX + PART])
+    stream = handle.inode.draft
+    assert type(stream) is StreamedDraft
+    disk.full = True
+    for _ in range(5):
+        with pytest.raises(OSError):
+            await store.files.write(handle, stream.end, data[stream.end : stream.end + PART])
+    assert stream.end <= MEMORY_MAX + 2 * PART
+    disk.full = False
+    await append(store, handle, data[stream.end :], stream.end)
+    await store.files.release(handle)
+    assert await content(store, handle.inode) == data
+
+
+async def test_a_damaged_blob_that_is_written_again_is_not_trusted(store: Store) -> None:
+    """Only bytes that were just written are known to be good; those found in place may not be."""
+    data = os.urandom(3 * PART)
+    first = opened(store, b"first")
+    await append(store, first, data)
+    await store.files.release(first)
+    tree: BalancedTree = store.tree
+    victim = max((path for _, path in tree.walk()), key=os.path.getsize)
+    os.chmod(victim, 0o644)
+    with open(victim, "r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    for digest, _ in tree.walk():
+        store.contents.verified.discard(digest)
+    second = opened(store, b"second")
+    await append(store, second, data)
+    await store.files.release(second)
+    try:
+        assert await content(store, second.inode) == data
+    except CorruptError:
+        pass
+
+
+async def test_allocated_bytes_do_not_count_holes_after_a_change(store: Store) -> None:
+    size = 1 << 40
+    handle = opened(store)
+    await store.files.write(handle, 0, b"x" * PART)
+    await store.files.write(handle, size - PART, b"y" * PART)
+    await store.files.release(handle)
+    inode = handle.inode
+    assert inode.allocated == 2 * PART
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, size // 2, b"z" * 1000)
+    assert inode.draft is not None and inode.draft.allocated_bytes <= 3 * PART
+    await store.files.release(handle)
+    assert inode.size == size and 2 * PART < inode.allocated < 3 * PART
+    await store.files.truncate(inode, size // 4, privileged=True)
+    assert inode.allocated == PART
+
+
+async def test_zeros_in_a_small_store_are_holes_whatever_the_draft_was(store: Store) -> None:
+    handle = opened(store)
+    await append(store, handle, b"x" * PART + bytes(3 * PART))
+    await store.files.release(handle)
+    assert handle.inode.allocated <= PART + 1000
+
+
+async def test_parked_bytes_join_the_stream(store: Store) -> None:
+    data = os.urandom(MEMORY_MAX + 4 * PART)
+    handle = opened(store)
+    await append(store, handle, data[: MEMORY_MAX + PART])
+    await store.files.write(handle, MEMORY_MAX + 2 * PART, data[MEMORY_MAX + 2 * PART : MEMORY_MAX + 3 * PART])
+    await store.files.write(handle, MEMORY_MAX + 3 * PART, data[MEMORY_MAX + 3 * PART :])
+    await store.files.write(handle, MEMORY_MAX + PART, data[MEMORY_MAX + PART : MEMORY_MAX + 2 * PART])
+    assert type(handle.inode.draft) is StreamedDraft and not handle.inode.draft.parked
+    await store.files.release(handle)
+    assert await content(store, handle.inode) == data
+
+
