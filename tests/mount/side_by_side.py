@@ -71,7 +71,8 @@ def state_of(directory: Path) -> str:
 def compare(script: str, directory: Path, beside: Path) -> None:
     """Run each line of a scenario in both directories."""
     for line in filter(None, map(str.strip, script.splitlines())):
-        assert run_line(line, directory) == run_line(line, beside), line
+        here, there = run_line(line, directory), run_line(line, beside)
+        assert here == there, f"{line}\nin the mount: {here}\nbeside: {there}"
         assert state_of(directory) == state_of(beside), f"after: {line}"
 
 
