@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,36 @@ def test_the_links_are_made_once_kept_and_removed(tmp_path: Path) -> None:
     assert [path.name for path in to.iterdir()] == ["mount.cas"]
     assert helpers("--nonsense").returncode == 1
     assert "Usage" in helpers("--help").stdout
+
+
+def test_mount_all_leaves_alone_what_is_mounted(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+echo "$T/data $T/mnt cas nofail,log=$T/log 0 0" >fstab
+mount -a
+mount -a
+ours
+umount -a -t fuse.cas
+ours
+flock --nonblock --exclusive data/lock echo free
+""",
+    )
+    assert said == f"{tmp_path}/data {tmp_path}/mnt\nfree\n"
+
+
+def test_an_automount_is_covered_while_somebody_waits_for_it(tmp_path: Path) -> None:
+    automounter = Path(__file__).parent / "automounter.py"
+    said = run(
+        tmp_path,
+        f"""
+grep -q autofs /proc/filesystems || modprobe autofs4
+mount -t cas -o "log=$T/log" "$T/data" "$T/mnt"
+touch mnt/seen-by-who-waited
+umount "$T/mnt"
+'{sys.executable}' '{automounter}' "$T/mnt" mount -t cas -o "log=$T/log" "$T/data" "$T/mnt"
+umount "$T/mnt"
+umount "$T/mnt"
+""",
+    )
+    assert said == "seen-by-who-waited\n"
