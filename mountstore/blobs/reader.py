@@ -238,6 +238,7 @@ class ContentReader:
 
     def _distrust(self, digest: Digest) -> None:
         self._verified.record_failure(digest)
+        self._tree.distrust(digest)
         # Its file may be replaced by a good one; an open descriptor would keep the bad one.
         self._descriptors.forget(digest)
 

@@ -107,11 +107,12 @@ class BalancedTree:
         # Directories whose entry in the directory above is durable; known only when nobody else works here.
         self._durable: set[str] = set()
         self._made = 0
+        self._distrusted: set[Digest] = set()
 
     # --- reading ---
 
     def find(self, digest: Digest) -> str | None:
-        """The path of a blob; None if it is not here, or is damaged so that its size is wrong."""
+        """The path of a blob; None if it is not here, or is damaged: of a wrong size, or distrusted."""
         return self._look(digest)[0]
 
     def open(self, digest: Digest) -> int:
@@ -186,6 +187,10 @@ class BalancedTree:
         except BaseException:
             drop_file(staged)
             raise
+
+    def distrust(self, digest: Digest) -> None:
+        """The blob was found damaged: this object replaces it when the same bytes are added again."""
+        self._distrusted.add(digest)
 
     def add_stream(self, stream: BinaryIO) -> Added:
         """Put in what a stream yields from its position to its end.
@@ -378,7 +383,7 @@ class BalancedTree:
             except FileNotFoundError:
                 continue
             regular = stat.S_ISREG(status.st_mode)
-            if regular and status.st_size == digest.size_bytes:
+            if regular and status.st_size == digest.size_bytes and digest not in self._distrusted:
                 return path, odd
             odd = (*odd, _Odd(directory, regular))
         return None, odd
@@ -408,6 +413,7 @@ class BalancedTree:
                 else:
                     # Not before the rename: who reads the new number must see the new blob.
                     self._changes += 1
+                    self._distrusted.discard(digest)
                     return Added(digest, path, True)
 
     def _rename(self, staged: str, name: str, odd: tuple[_Odd, ...]) -> str:
