@@ -11,8 +11,6 @@ import ctypes
 import errno
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from mountstore.errors import AbsentError, BusyError, MisuseError, MountError, NotPermittedError
@@ -109,6 +107,9 @@ def is_dead(path: str) -> bool:
 
 def find_fusermount() -> str | None:
     """The path of fusermount3, also for a caller with an empty environment; None if there is none."""
+    # Imported where needed: together they would be a third of the start-up of mount.cas.
+    import shutil
+
     return shutil.which("fusermount3", path=f"{os.environ.get('PATH', '')}:{_FUSERMOUNT_PATH}")
 
 
@@ -157,6 +158,8 @@ def _unmount_by_fusermount(mountpoint: str, *, lazy: bool) -> None:
     program = find_fusermount()
     if program is None:
         raise MountError("fusermount3 not found: install the package fuse3")
+    import subprocess
+
     command = [program, "-u", *(["-z"] if lazy else []), "--", mountpoint]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode == 0:
