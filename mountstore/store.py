@@ -36,6 +36,7 @@ from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.space import Space
+from mountstore.namespace.versions import Versions
 from mountstore.namespace.xattrs import Attributes
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,8 @@ class Store:
         self.ledger = Ledger(self.catalog)
         self.inodes = InodeTable(self.catalog)
         self.space = Space(path)
-        self.namespace = Namespace(self.catalog, self.inodes, read_only=self.read_only, acl=acl)
+        self.versions = Versions(self.catalog, self.inodes)
+        self.namespace = Namespace(self.catalog, self.inodes, self.versions, read_only=self.read_only, acl=acl)
         self.attributes = Attributes(self.catalog, self.inodes, self.namespace, acl=acl)
         self.commits = Committer(
             catalog=self.catalog,
@@ -258,6 +260,7 @@ class Store:
         self.sealer = Sealer(
             inodes=self.inodes,
             ledger=self.ledger,
+            versions=self.versions,
             contents=self.contents,
             drafts=self.drafts,
             tree=self.tree,

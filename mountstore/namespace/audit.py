@@ -36,6 +36,12 @@ LOST_FOUND: Final = b"lost+found"
 _BATCH: Final = 20_000
 _STEPS: Final = 200_000  # of SQLite's virtual machine, some ms, between looks at Ctrl-C
 
+# The latter when SQLite's own message quotes what the disk holds.
+_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+
+# Not for what the disk holds: a wrong statement of this module.
+_MISTAKES: Final = frozenset({0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_LOCKED})
+
 _TYPE = "(i.mode & 61440)"
 _IS_DIRECTORY = f"{_TYPE} = {stat.S_IFDIR}"
 _TYPES = ", ".join(
@@ -167,7 +173,7 @@ class Audit:
             mode += "&immutable=1"
         try:
             self._db = sqlite3.connect(f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None)
-        except sqlite3.Error as exc:
+        except _ERRORS as exc:
             raise self._translated(exc) from exc
         try:
             self._db.text_factory = os.fsdecode
@@ -189,7 +195,11 @@ class Audit:
                     " use the release that wrote it"
                 )
             self._run("BEGIN")
-            self._run("SELECT count(*) FROM sqlite_master").fetchone()
+            tables = {row[0] for row in self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            # Old contents are as needed as those of inodes; a new store may have no such table yet.
+            self._contents = ["inode", *(table for table in ("version", "previous") if table in tables)]
+            self._of_inodes = [table for table in ("inode_history", "previous") if table in tables]
+            self._staging = [table for table in ("draft", "previous") if table in tables]
         except BaseException:
             self._db.close()
             raise
@@ -207,7 +217,7 @@ class Audit:
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        except sqlite3.Error:
+        except _ERRORS:
             pass
         self._db.close()
 
@@ -222,20 +232,20 @@ class Audit:
     def _run(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         try:
             return self._db.execute(sql, parameters)
-        except sqlite3.Error as exc:
+        except _ERRORS as exc:
             raise self._translated(exc) from exc
 
     def _run_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
             self._db.executemany(sql, rows)
-        except sqlite3.Error as exc:
+        except _ERRORS as exc:
             raise self._translated(exc) from exc
 
     def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         cursor = self._run(sql, parameters)
         try:
             yield from cursor
-        except sqlite3.Error as exc:
+        except _ERRORS as exc:
             raise self._translated(exc) from exc
         finally:
             cursor.close()
@@ -243,7 +253,9 @@ class Audit:
     def _value(self, sql: str, parameters: tuple[Any, ...] = ()) -> Any:
         return next(self._rows(sql, parameters), (None,))[0]
 
-    def _translated(self, exc: sqlite3.Error) -> BaseException:
+    def _translated(self, exc: Exception) -> BaseException:
+        if isinstance(exc, UnicodeDecodeError):
+            return CorruptError(f"{self.path}: the catalog cannot be read: {exc}")
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_INTERRUPT:
             return KeyboardInterrupt()
@@ -253,6 +265,8 @@ class Audit:
             return BusyError(f"{self.path}: somebody else has the catalog open")
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             return StoreError(f"{self.path}: the catalog cannot be opened: {exc}")
+        if code in _MISTAKES:
+            return exc
         return CorruptError(f"{self.path}: the catalog cannot be read: {exc}")
 
     def _refill(self, table: str, columns: str, select: str) -> None:
@@ -532,15 +546,14 @@ class Audit:
         return checksum
 
     def unread_manifests(self) -> list[Digest]:
-        """Manifests named by inodes that were not looked at yet, at most some thousands at a time."""
-        return [
-            Digest(*row)
-            for row in self._rows(
-                "SELECT DISTINCT sha256, blob_size FROM main.inode AS i WHERE kind = 2"
-                " AND length(sha256) = 32 AND blob_size > 0 AND NOT EXISTS (SELECT 1 FROM temp.manifest AS m"
-                f" WHERE m.sha256 = i.sha256 AND m.size = i.blob_size) LIMIT {_BATCH}"
-            )
-        ]
+        """Manifests that contents name and that were not looked at yet, some thousands at a time."""
+        contents = " UNION ".join(
+            f"SELECT sha256, blob_size FROM main.{table} AS t WHERE kind = 2 AND length(sha256) = 32"
+            " AND blob_size > 0 AND NOT EXISTS (SELECT 1 FROM temp.manifest AS m"
+            " WHERE m.sha256 = t.sha256 AND m.size = t.blob_size)"
+            for table in self._contents
+        )
+        return [Digest(*row) for row in self._rows(f"{contents} LIMIT {_BATCH}")]
 
     def add_manifest(self, digest: Digest, file_size: int | None, broken: str | None) -> None:
         self._run("INSERT OR REPLACE INTO temp.manifest VALUES (?, ?, ?, ?)", (*digest, file_size, broken))
@@ -549,11 +562,12 @@ class Audit:
         self._run_many("INSERT OR IGNORE INTO temp.reference VALUES (?, ?)", digests)
 
     def refer_contents(self) -> None:
-        """Note what inodes point to as needed."""
-        self._run(
-            "INSERT OR IGNORE INTO temp.reference SELECT DISTINCT sha256, blob_size FROM main.inode"
-            " WHERE kind IN (1, 2) AND sha256 IS NOT NULL AND blob_size IS NOT NULL"
-        )
+        """Note what contents name as needed."""
+        for table in self._contents:
+            self._run(
+                f"INSERT OR IGNORE INTO temp.reference SELECT DISTINCT sha256, blob_size FROM main.{table}"
+                " WHERE kind IN (1, 2) AND sha256 IS NOT NULL AND blob_size IS NOT NULL"
+            )
 
     def lost_contents(self) -> Iterator[tuple[ContentRow, int | None, str | None]]:
         """Contents that cannot be read as their inode says: with the manifest's file size, and its flaw."""
@@ -561,11 +575,27 @@ class Audit:
             "SELECT i.id, i.mode, i.kind, i.sha256, i.blob_size, i.size, m.file_size, m.broken"
             " FROM main.inode AS i LEFT JOIN temp.manifest AS m"
             "   ON i.kind = 2 AND m.sha256 = i.sha256 AND m.size = i.blob_size"
-            " WHERE i.kind IN (1, 2) AND length(i.sha256) = 32 AND (NOT EXISTS (SELECT 1 FROM temp.file AS f"
+            " WHERE i.kind IN (1, 2) AND length(i.sha256) = 32 AND i.blob_size >= 0"
+            " AND (NOT EXISTS (SELECT 1 FROM temp.file AS f"
             "   WHERE f.sha256 = i.sha256 AND f.size = i.blob_size AND f.whole)"
             "   OR (i.kind = 2 AND (m.broken IS NOT NULL OR m.file_size IS NOT i.size)))"
         ):
             yield ContentRow(*row[:6]), row[6], row[7]
+
+    def lost_versions(self) -> Iterator[tuple[Digest, int, str | None]]:
+        """Old versions that cannot be read: digest, how many have it, and the flaw of a manifest."""
+        if "version" not in self._contents:
+            return
+        for row in self._rows(
+            "SELECT v.sha256, v.blob_size, count(*), max(m.broken) FROM main.version AS v"
+            " LEFT JOIN temp.manifest AS m"
+            "   ON v.kind = 2 AND m.sha256 = v.sha256 AND m.size = v.blob_size"
+            " WHERE v.kind IN (1, 2) AND length(v.sha256) = 32 AND v.blob_size >= 0"
+            " AND (m.broken IS NOT NULL OR NOT EXISTS (SELECT 1 FROM temp.file AS f"
+            "   WHERE f.sha256 = v.sha256 AND f.size = v.blob_size AND f.whole))"
+            " GROUP BY v.sha256, v.blob_size"
+        ):
+            yield Digest(row[0], row[1]), row[2], row[3]
 
     def invalid_blob_rows(self) -> Iterator[tuple[bytes, int]]:
         yield from self._rows(
@@ -625,6 +655,14 @@ class Audit:
             )
         ]
 
+    def staging_names(self) -> set[str]:
+        """Every file in staging that some row speaks of."""
+        return {
+            row[0]
+            for table in self._staging
+            for row in self._rows(f"SELECT staging FROM main.{table} WHERE staging IS NOT NULL")
+        }
+
     # --- changes: names ---
 
     def set_field(self, inode: int, field: str, value: object) -> None:
@@ -650,7 +688,8 @@ class Audit:
         self._run("UPDATE entry SET inode = ? WHERE inode = ?", (number, inode))
         self._run("UPDATE entry SET parent = ? WHERE parent = ?", (number, inode))
         self._run("UPDATE OR IGNORE xattr SET inode = ? WHERE inode = ?", (number, inode))
-        self._run("UPDATE OR IGNORE draft SET inode = ? WHERE inode = ?", (number, inode))
+        for table in ("draft", *self._of_inodes):
+            self._run(f"UPDATE OR IGNORE main.{table} SET inode = ? WHERE inode = ?", (number, inode))
         return number
 
     def _next(self, key: str, highest: int) -> int:
@@ -663,9 +702,10 @@ class Audit:
         return max(FIRST_COOKIE, self._next("next_cookie", max(self.highest_cookie(), FIRST_COOKIE - 1)))
 
     def remove_inode(self, inode: int) -> None:
-        """With its attributes and draft record."""
-        for table, column in (("xattr", "inode"), ("draft", "inode"), ("inode", "id")):
-            self._run(f"DELETE FROM main.{table} WHERE {column} = ?", (inode,))
+        """With its attributes, draft record and the like."""
+        for table in ("xattr", "draft", *self._of_inodes):
+            self._run(f"DELETE FROM main.{table} WHERE inode = ?", (inode,))
+        self._run("DELETE FROM main.inode WHERE id = ?", (inode,))
 
     def make_directory(self, inode: int, parent: int, mode: int = 0o700) -> None:
         """The row of an empty directory, owned as the root is."""
@@ -743,7 +783,7 @@ class Audit:
                 self.make_directory(number, ROOT)
                 self._add_entry(ROOT, name, number)
                 return number
-            if row[1] is not None and stat.S_ISDIR(row[1]) and row[2] == ROOT and row[0] != ROOT:
+            if row[1] is not None and row[1] & 0o170000 == stat.S_IFDIR and row[2] == ROOT and row[0] != ROOT:
                 return int(row[0])
         raise CorruptError(f"{self.path}: every name for lost+found is taken")
 

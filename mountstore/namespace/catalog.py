@@ -93,6 +93,33 @@ CREATE TABLE unsynced (              -- blobs placed since the last hard sync
     PRIMARY KEY (sha256, size)
 ) WITHOUT ROWID, STRICT;
 
+CREATE TABLE version (               -- see mountstore.namespace.history
+    history   INTEGER NOT NULL,
+    number    INTEGER NOT NULL,
+    kind      INTEGER NOT NULL,      -- RowKind
+    sha256    BLOB,
+    blob_size INTEGER NOT NULL,
+    size      INTEGER NOT NULL,
+    mode      INTEGER NOT NULL,
+    uid       INTEGER NOT NULL,
+    gid       INTEGER NOT NULL,
+    mtime_ns  INTEGER NOT NULL,
+    until_ns  INTEGER NOT NULL,
+    PRIMARY KEY (history, number)
+) WITHOUT ROWID, STRICT;
+
+CREATE TABLE name_history (
+    parent  INTEGER NOT NULL,
+    name    BLOB NOT NULL,
+    history INTEGER NOT NULL,
+    PRIMARY KEY (parent, name)
+) WITHOUT ROWID, STRICT;
+
+CREATE TABLE inode_history (
+    inode   INTEGER PRIMARY KEY,
+    history INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE draft (                 -- staging files whose content an fsync has promised
     inode      INTEGER PRIMARY KEY,
     staging    TEXT NOT NULL,
@@ -202,7 +229,11 @@ class Catalog:
         self._committed_changes = self._db.total_changes
         self._execute("BEGIN")
 
-    def _say(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+    def ask(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Execute a statement that changes nothing; for the modules of this package."""
+        return self._execute(sql, parameters)
+
+    def say(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Execute a statement that changes something. All changes go through here or `_say_all`."""
         if not self._db.in_transaction:
             self._say_again()
@@ -211,7 +242,7 @@ class Catalog:
         return cursor
 
     def _say_all(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """As `_say` for each row."""
+        """As `say` for each row."""
         if not self._db.in_transaction:
             self._say_again()
         rows = list(rows)
@@ -293,7 +324,7 @@ class Catalog:
         return default if row is None else row[0]
 
     def set_meta(self, key: str, value: Any) -> None:
-        self._say("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self.say("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     # --- inodes ---
 
@@ -307,7 +338,7 @@ class Catalog:
         self._say_all(f"INSERT OR REPLACE INTO inode VALUES ({_INODE_MARKS})", rows)
 
     def delete_inode(self, inode: int) -> None:
-        self._say("DELETE FROM inode WHERE id = ?", (inode,))
+        self.say("DELETE FROM inode WHERE id = ?", (inode,))
 
     def orphans(self) -> list[int]:
         """Inodes without a name, left by a crash while they were still open."""
@@ -325,26 +356,26 @@ class Catalog:
     def add_entry(self, parent: int, name: bytes, inode: int, cookie: int) -> None:
         """Raises: ExistsError if the name is taken."""
         try:
-            self._say("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
+            self.say("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
         except sqlite3.IntegrityError:
             raise ExistsError(os.fsdecode(name)) from None
 
     def point_entry(self, parent: int, name: bytes, inode: int) -> None:
         """Let an existing name stand for another inode; its place in the listing stays."""
-        self._say("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
+        self.say("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
 
     def move_entry(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, cookie: int | None
     ) -> None:
         """Rename an entry to a name that is free; `cookie` is its new place, None to keep the old."""
-        self._say(
+        self.say(
             "UPDATE entry SET parent = ?, name = ?, cookie = coalesce(?, cookie)"
             " WHERE parent = ? AND name = ?",
             (new_parent, new_name, cookie, parent, name),
         )
 
     def delete_entry(self, parent: int, name: bytes) -> None:
-        self._say("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
+        self.say("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
 
     def has_entries(self, parent: int) -> bool:
         return (
@@ -390,15 +421,15 @@ class Catalog:
         ).fetchall()
 
     def put_xattr(self, inode: int, name: bytes, value: bytes) -> None:
-        self._say("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
+        self.say("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
 
     def delete_xattr(self, inode: int, name: bytes) -> bool:
         return (
-            self._say("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name)).rowcount > 0
+            self.say("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name)).rowcount > 0
         )
 
     def delete_xattrs(self, inode: int) -> None:
-        self._say("DELETE FROM xattr WHERE inode = ?", (inode,))
+        self.say("DELETE FROM xattr WHERE inode = ?", (inode,))
 
     # --- blobs ---
 
@@ -416,7 +447,7 @@ class Catalog:
         self._say_all("INSERT OR IGNORE INTO unsynced VALUES (?, ?)", digests)
 
     def clear_unsynced(self) -> None:
-        self._say("DELETE FROM unsynced")
+        self.say("DELETE FROM unsynced")
 
     def unsynced(self) -> list[Digest]:
         return [Digest(sha256, size) for sha256, size in self._execute("SELECT * FROM unsynced")]
@@ -424,10 +455,10 @@ class Catalog:
     # --- drafts ---
 
     def put_draft(self, draft: DraftRow) -> None:
-        self._say("INSERT OR REPLACE INTO draft VALUES (?, ?, ?, ?, ?)", draft)
+        self.say("INSERT OR REPLACE INTO draft VALUES (?, ?, ?, ?, ?)", draft)
 
     def delete_draft(self, inode: int) -> None:
-        self._say("DELETE FROM draft WHERE inode = ?", (inode,))
+        self.say("DELETE FROM draft WHERE inode = ?", (inode,))
 
     def drafts(self) -> list[DraftRow]:
         return [DraftRow(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
@@ -442,15 +473,15 @@ class Savepoint:
         self._catalog = catalog
 
     def __enter__(self) -> None:
-        self._catalog._say("SAVEPOINT operation")
+        self._catalog.say("SAVEPOINT operation")
         self._said = len(self._catalog._said)
 
     def __exit__(self, kind: object, exc: object, traceback: object) -> None:
         catalog = self._catalog
         if kind is not None:
             del catalog._said[self._said :]
-            catalog._say("ROLLBACK TO operation")
-        catalog._say("RELEASE operation")
+            catalog.say("ROLLBACK TO operation")
+        catalog.say("RELEASE operation")
 
 
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:

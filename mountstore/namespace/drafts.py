@@ -20,7 +20,7 @@ from mountstore.errors import CorruptError, MisuseError
 from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft, StagedDraft, StreamedDraft
-from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.namespace.inodes import Change, Inode, InodeTable
 from mountstore.namespace.space import Space
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class Drafts:
         if inode.draft is not None:
             return inode.draft
         base = inode.content
+        if inode.change is None:
+            inode.change = Change(base, inode.mtime_ns)
         wanted = min(base.size_bytes, keep)
         # A file that is fsynced again and again (a database) is not to be rewritten whole for each fsync.
         large = wanted > MEMORY_MAX or (wanted > 0 and self._memory_bytes + wanted > MEMORY_TOTAL)
@@ -217,6 +219,8 @@ class Drafts:
             inode.draft = draft
             inode.size = draft.size_bytes
             inode.view = None
+            inode.change = Change(base, inode.mtime_ns)
+            inode.change.touch(min((start for start, _ in draft.dirty_ranges()), default=draft.size_bytes))
             restored += 1
         return restored
 

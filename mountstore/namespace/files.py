@@ -81,6 +81,8 @@ class Files:
             inode.writers -= 1
             if inode.writers == 0:
                 inode.syncs = 0
+                if inode.draft is None:
+                    inode.change = None
                 if inode.draft is not None and inode.nlink > 0:
                     await self._sealer.seal_or_keep(inode)
         inode.handles -= 1
@@ -133,6 +135,8 @@ class Files:
         draft = inode.draft
         if draft is None or inode.busy is not None:
             draft = await self._drafts.open(inode, keep=FILE_MAX)
+        assert inode.change is not None
+        inode.change.touch(offset)
         written = False
         while not written:
             if type(draft) is MemoryDraft:
@@ -206,6 +210,8 @@ class Files:
             return
         while type(draft := await self._drafts.open(inode, keep=size)) is StreamedDraft:
             await self._sealer.seal(inode)
+        assert inode.change is not None
+        inode.change.touch(size)
         if type(draft) is MemoryDraft:
             if self._drafts.resize(draft, size):
                 draft.truncate(size)

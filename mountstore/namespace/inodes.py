@@ -54,6 +54,28 @@ def now_ns() -> int:
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
+class Change:
+    """A change of a content, from the first write until the last writer has closed and it is sealed.
+
+    `lowest` is the first byte that was written or cut off: at the end of the origin or beyond, the origin is a
+    prefix of what it becomes.
+    """
+
+    __slots__ = ("lowest", "mtime_ns", "origin", "recorded")
+
+    def __init__(self, origin: Content, mtime_ns: int) -> None:
+        self.origin = origin
+        self.mtime_ns = mtime_ns
+        self.lowest = origin.size_bytes
+        self.recorded = False
+        """The origin is in the inode's history."""
+
+    def touch(self, offset: int) -> None:
+        """Bytes from `offset` on were written or cut off."""
+        if offset < self.lowest:
+            self.lowest = offset
+
+
 class Inode:
     """What a name stands for. Attributes are as of stat(2); times are nanoseconds since the epoch.
 
@@ -65,6 +87,7 @@ class Inode:
         "atime_ns",
         "btime_ns",
         "busy",
+        "change",
         "changed",
         "content",
         "ctime_ns",
@@ -112,6 +135,8 @@ class Inode:
     xattrs: int
     """How many extended attributes there are."""
 
+    change: Change | None
+    """What the change of its content in progress started from."""
     changed: bool
     """On the list of what the next flush writes."""
     stored: bool
@@ -131,6 +156,7 @@ class Inode:
     """Kept for whoever presents inodes to the outside; None after every change."""
 
     def __init__(self) -> None:
+        self.change = None
         self.changed = False
         self.stored = False
         self.forgotten = False

@@ -29,6 +29,7 @@ from mountstore.errors import (
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable, now_ns
+from mountstore.namespace.versions import Versions
 
 NAME_MAX = 255
 """Bytes of a name. The kernel does not check it for FUSE file systems."""
@@ -61,10 +62,17 @@ class Namespace:
     """
 
     def __init__(
-        self, catalog: Catalog, inodes: InodeTable, *, read_only: bool = False, acl: bool = False
+        self,
+        catalog: Catalog,
+        inodes: InodeTable,
+        versions: Versions,
+        *,
+        read_only: bool = False,
+        acl: bool = False,
     ) -> None:
         self._catalog = catalog
         self._inodes = inodes
+        self._versions = versions
         self._acl = acl
         self._orphans: dict[int, Inode] = {}
         self.read_only = read_only
@@ -190,6 +198,7 @@ class Namespace:
         inode.xattrs = len(attributes)
         if directory:
             parent.nlink += 1
+        self._versions.taken(parent_id, name, inode.btime_ns)
         self._touch(parent, inode.btime_ns)
         return inode
 
@@ -210,6 +219,7 @@ class Namespace:
             raise TooManyLinksError(f"{inode.nlink} links")
         self._catalog.add_entry(parent_id, name, inode_id, self._inodes.next_cookie())
         now = now_ns()
+        self._versions.taken(parent_id, name, now)
         inode.nlink += 1
         inode.ctime_ns = now
         self._inodes.changed(inode)
@@ -233,8 +243,10 @@ class Namespace:
         inode = self._require(parent_id, name)
         if inode.is_directory:
             raise FoundDirectoryError(repr(name))
-        self._catalog.delete_entry(parent_id, name)
         now = now_ns()
+        with self._catalog.savepoint():
+            self._versions.removed(parent_id, name, inode, now)
+            self._catalog.delete_entry(parent_id, name)
         self._unlinked(inode, now)
         self._touch(parent, now)
         return inode
@@ -252,8 +264,10 @@ class Namespace:
             raise NotEmptyError("'..'")
         inode = self._require(parent_id, name)
         self._require_empty_directory(inode, name)
-        self._catalog.delete_entry(parent_id, name)
         now = now_ns()
+        with self._catalog.savepoint():
+            self._versions.removed(parent_id, name, inode, now)
+            self._catalog.delete_entry(parent_id, name)
         parent.nlink -= 1
         self._unlinked(inode, now)
         self._touch(parent, now)
@@ -314,9 +328,12 @@ class Namespace:
         if directory:
             self._require_not_below(inode, new_parent)
         now = now_ns()
+        versions = self._versions
         if replaced_id is None:
             moved = None if parent_id == new_parent_id else self._inodes.next_cookie()
-            self._catalog.move_entry(parent_id, name, new_parent_id, new_name, moved)
+            with self._catalog.savepoint():
+                versions.renamed(parent_id, name, new_parent_id, new_name, inode, now, replaced=False)
+                self._catalog.move_entry(parent_id, name, new_parent_id, new_name, moved)
         else:
             replaced = self._inodes.get(replaced_id)
             if directory:
@@ -325,6 +342,8 @@ class Namespace:
                 raise FoundDirectoryError(repr(new_name))
             # The name that existed all the time keeps its place in a listing.
             with self._catalog.savepoint():
+                versions.removed(new_parent_id, new_name, replaced, now, replaced=True)
+                versions.renamed(parent_id, name, new_parent_id, new_name, inode, now, replaced=True)
                 self._catalog.delete_entry(parent_id, name)
                 self._catalog.point_entry(new_parent_id, new_name, inode.id)
             if directory:
@@ -350,10 +369,12 @@ class Namespace:
             self._require_not_below(inode, other_parent)
         if other.is_directory:
             self._require_not_below(other, parent)
+        now = now_ns()
         with self._catalog.savepoint():
+            self._versions.removed(parent_id, name, inode, now, replaced=True)
+            self._versions.removed(other_parent_id, other_name, other, now, replaced=True)
             self._catalog.point_entry(parent_id, name, other.id)
             self._catalog.point_entry(other_parent_id, other_name, inode.id)
-        now = now_ns()
         self._moved(inode, parent, other_parent, now)
         self._moved(other, other_parent, parent, now)
         self._touch(parent, now)

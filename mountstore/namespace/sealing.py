@@ -15,6 +15,7 @@ from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, Streamed
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.ledger import Ledger
+from mountstore.namespace.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Sealer:
         *,
         inodes: InodeTable,
         ledger: Ledger,
+        versions: Versions,
         contents: Contents,
         drafts: Drafts,
         tree: BalancedTree,
@@ -38,6 +40,7 @@ class Sealer:
     ) -> None:
         self._inodes = inodes
         self._ledger = ledger
+        self._versions = versions
         self._contents = contents
         self._drafts = drafts
         self._tree = tree
@@ -115,11 +118,14 @@ class Sealer:
                 if blob.new:
                     self._contents.verified.add(blob.digest)
         if content != inode.content:
+            self._versions.sealed(inode, content)
             self._contents.close_reader(inode)
             inode.content = content
         inode.size = content.size_bytes
         inode.allocated = content.size_bytes - sealed.hole_bytes
         self._drafts.retire(inode)
+        if inode.writers == 0:
+            inode.change = None
         self._inodes.changed(inode)
 
     async def seal_or_keep(self, inode: Inode) -> None:

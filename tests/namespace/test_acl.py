@@ -21,6 +21,7 @@ from mountstore.namespace.acl import NO_ID, Acl, AclEntry, Tag
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
+from mountstore.namespace.versions import Versions
 from mountstore.namespace.xattrs import Attributes
 
 ERRNOS = {MisuseError: errno.EINVAL, NotSupportedError: errno.EOPNOTSUPP}
@@ -218,7 +219,7 @@ def names_in(directory: Path, *, acl: bool) -> Iterator[Names]:
     if not catalog.get_meta("rooted", 0):
         inodes.create_root(0, 0)
         catalog.set_meta("rooted", 1)
-    namespace = Namespace(catalog, inodes, acl=acl)
+    namespace = Namespace(catalog, inodes, Versions(catalog, inodes), acl=acl)
     yield Names(inodes, namespace, Attributes(catalog, inodes, namespace, acl=acl))
     inodes.flush()
     catalog.close()

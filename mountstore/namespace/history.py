@@ -1,0 +1,261 @@
+"""Histories: lists of superseded contents, kept in the catalog so that forking one costs O(1).
+
+A history is a list of versions numbered from 1, oldest first. It is stored as rows; a row is either one version,
+or a *splice*: the first `count` versions of another history, which never change. So a history is forked by
+making a new one with a single splice, and appended to without touching what it shares.
+
+A version that is a prefix of the content that followed it (a growing log) is stored as its length; its bytes are
+those of the next version that is stored whole, or of the current content.
+
+Rules for rows: they are only ever appended, and only garbage collection removes any; a row's `number` is that of
+its first version; `kind` values are on disk and never renumbered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from mountstore.blobs.content import Content, ContentKind
+from mountstore.blobs.digest import Digest
+from mountstore.namespace.catalog import Catalog
+
+
+class RowKind(IntEnum):
+    """What a row of a history stands for."""
+
+    BLOB = 1
+    MANIFEST = 2
+    PREFIX = 3
+    """The first bytes of the content that followed."""
+    SPLICE = 4
+    """The first versions of another history."""
+    DIRECTORY = 5
+    """A directory that was removed: its inode's number, under which its own names' histories are found."""
+
+
+class Version(NamedTuple):
+    """A content that a name used to have.
+
+    `content` is None for a prefix whose successor is the current content; `size_bytes` is always its own.
+    """
+
+    content: Content | None
+    size_bytes: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    until_ns: int
+    """When it was superseded."""
+    directory: int = 0
+    """For a removed directory, its inode number."""
+
+
+class _Row(NamedTuple):
+    number: int
+    kind: int
+    sha256: bytes | None
+    blob_size: int
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    until_ns: int
+
+    @property
+    def span(self) -> int:
+        """How many versions it stands for."""
+        return self.blob_size if self.kind == RowKind.SPLICE else 1
+
+
+_COLUMNS = "number, kind, sha256, blob_size, size, mode, uid, gid, mtime_ns, until_ns"
+
+
+class Histories:
+    """The histories of one catalog. Number 0 stands for the history that is empty.
+
+    Args:
+      new_number: Yields numbers for new histories that were never used before.
+    """
+
+    def __init__(self, catalog: Catalog, new_number: Callable[[], int]) -> None:
+        self._catalog = catalog
+        self._new_number = new_number
+
+    # --- which history belongs to what ---
+
+    def of_name(self, parent: int, name: bytes) -> int:
+        """The history of a name, in the directory or gone from it."""
+        row = self._catalog.ask(
+            "SELECT history FROM name_history WHERE parent = ? AND name = ?", (parent, name)
+        ).fetchone()
+        return 0 if row is None else row[0]
+
+    def of_inode(self, inode: int) -> int:
+        """The history of contents that an inode had under the names it has now."""
+        row = self._catalog.ask("SELECT history FROM inode_history WHERE inode = ?", (inode,)).fetchone()
+        return 0 if row is None else row[0]
+
+    def names(self, parent: int, after: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Names of a directory that have a history, beyond `after` in byte order, with the history."""
+        return iter(
+            self._catalog.ask(
+                "SELECT name, history FROM name_history WHERE parent = ? AND name > ? ORDER BY name",
+                (parent, after),
+            )
+        )
+
+    def give_name(self, parent: int, name: bytes, history: int) -> None:
+        """Let a name have a history (0: none)."""
+        if history:
+            self._catalog.say("INSERT OR REPLACE INTO name_history VALUES (?, ?, ?)", (parent, name, history))
+        else:
+            self._catalog.say("DELETE FROM name_history WHERE parent = ? AND name = ?", (parent, name))
+
+    def give_inode(self, inode: int, history: int) -> None:
+        if history:
+            self._catalog.say("INSERT OR REPLACE INTO inode_history VALUES (?, ?)", (inode, history))
+        else:
+            self._catalog.say("DELETE FROM inode_history WHERE inode = ?", (inode,))
+
+    # --- reading ---
+
+    def count(self, history: int) -> int:
+        """How many versions it has."""
+        last = self._last(history)
+        return 0 if last is None else last.number + last.span - 1
+
+    def get(self, history: int, number: int) -> Version:
+        """Version `number`, from 1 to `count`; its content is None if it is a prefix of what is current."""
+        version, stored = self._find(history, number)
+        if stored.kind != RowKind.PREFIX:
+            return version
+        total = self.count(history)
+        while number < total:
+            number += 1
+            successor, stored = self._find(history, number)
+            if stored.kind != RowKind.PREFIX:
+                return version._replace(content=successor.content)
+        return version
+
+    def versions(self, history: int) -> Iterator[Version]:
+        """All of them, oldest first; prefixes as in `get`."""
+        waiting: list[Version] = []
+        for version, kind in self._flat(history, self.count(history)):
+            if kind == RowKind.PREFIX:
+                waiting.append(version)
+                continue
+            for earlier in waiting:
+                yield earlier._replace(content=version.content)
+            waiting = []
+            yield version
+        yield from waiting
+
+    def _flat(self, history: int, count: int) -> Iterator[tuple[Version, int]]:
+        # An explicit stack: a log that is rotated for years is spliced as often.
+        stack = [(self._rows(history), count)]
+        while stack:
+            rows, left = stack.pop()
+            for row in rows:
+                if left <= 0:
+                    break
+                if row.kind == RowKind.SPLICE:
+                    taken = min(row.span, left)
+                    stack.append((rows, left - taken))
+                    stack.append((self._rows(row.size), taken))
+                    break
+                left -= 1
+                yield _version(row), row.kind
+
+    def _find(self, history: int, number: int) -> tuple[Version, _Row]:
+        while True:
+            found = self._catalog.ask(
+                f"SELECT {_COLUMNS} FROM version WHERE history = ? AND number <= ? ORDER BY number DESC LIMIT 1",
+                (history, number),
+            ).fetchone()
+            if found is None:
+                raise LookupError(f"history {history} has no version {number}")
+            row = _Row(*found)
+            if row.kind != RowKind.SPLICE:
+                return _version(row), row
+            history, number = row.size, number - row.number + 1
+
+    def _rows(self, history: int) -> Iterator[_Row]:
+        found = self._catalog.ask(
+            f"SELECT {_COLUMNS} FROM version WHERE history = ? ORDER BY number", (history,)
+        ).fetchall()
+        return iter([_Row(*row) for row in found])
+
+    def _last(self, history: int) -> _Row | None:
+        if not history:
+            return None
+        found = self._catalog.ask(
+            f"SELECT {_COLUMNS} FROM version WHERE history = ? ORDER BY number DESC LIMIT 1", (history,)
+        ).fetchone()
+        return None if found is None else _Row(*found)
+
+    # --- growing ---
+
+    def append(
+        self,
+        history: int,
+        content: Content,
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        until_ns: int,
+        prefix: bool = False,
+    ) -> int:
+        """Add a superseded content; returns the history, which is a new one for 0.
+
+        Args:
+          prefix: What followed begins with the same bytes, so that only the length is kept.
+        """
+        digest = content.digest
+        assert digest is not None, "an empty content is no version"
+        kind = RowKind.PREFIX if prefix else RowKind(content.kind)
+        stored = (None, 0) if prefix else digest
+        attributes = (mode, uid, gid, mtime_ns, until_ns)
+        return self._add(history, (kind, *stored, content.size_bytes, *attributes))
+
+    def append_directory(self, history: int, inode: int, *, mode: int, uid: int, gid: int, now: int) -> int:
+        """Add a removed directory; returns the history, which is a new one for 0."""
+        return self._add(history, (RowKind.DIRECTORY, None, 0, inode, mode, uid, gid, now, now))
+
+    def append_all(self, history: int, other: int) -> int:
+        """Add everything that another history holds now; returns the history, a new one for 0."""
+        last = self._last(other)
+        if last is None:
+            return history
+        if last.number == 1 and last.kind == RowKind.SPLICE:
+            # A fork of a fork is a fork of the first.
+            return self._add(history, last[1:])
+        count = last.number + last.span - 1
+        return self._add(history, (RowKind.SPLICE, None, count, other, 0, 0, 0, 0, 0))
+
+    def fork(self, history: int) -> int:
+        """A history that begins with all that this one holds now; 0 for an empty one."""
+        return self.append_all(0, history)
+
+    def _add(self, history: int, row: tuple[object, ...]) -> int:
+        if not history:
+            history = self._new_number()
+        number = self.count(history) + 1
+        marks = ", ".join("?" * (len(row) + 2))
+        self._catalog.say(f"INSERT INTO version VALUES ({marks})", (history, number, *row))
+        return history
+
+
+def _version(row: _Row) -> Version:
+    content: Content | None = None
+    if row.kind in (RowKind.BLOB, RowKind.MANIFEST):
+        assert row.sha256 is not None
+        content = Content(ContentKind(row.kind), Digest(row.sha256, row.blob_size), row.size)
+    directory = row.size if row.kind == RowKind.DIRECTORY else 0
+    size_bytes = 4096 if directory else row.size
+    return Version(content, size_bytes, row.mode, row.uid, row.gid, row.mtime_ns, row.until_ns, directory)

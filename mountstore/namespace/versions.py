@@ -1,0 +1,228 @@
+"""What makes a version: the rules by which superseded contents enter the histories.
+
+History belongs to the name (directory and name), because editors save by writing a new file and renaming it over
+the old one. Two lists make up the history of a name that exists: that of the name (contents of inodes it no longer
+stands for), then that of its inode (contents superseded in place). When the name gets another inode or is
+removed, the second is appended to the first.
+
+Rules
+  1. In place: the first seal after a file was opened for writing that changes the content supersedes the one
+     it had then. Later seals of the same session (fsync) supersede nothing.
+  2. Replaced by a rename, or unlinked: the content is superseded, for this name.
+  3. Renamed to a free name: the new name goes on with a fork of the history. The name left behind keeps it,
+     with the content that moved away, if anything had been superseded there; else it leaves nothing, or
+     every temporary name would.
+  4. A name that is taken again soon after its content moved away has that content as its latest version (an
+     editor moved `f` to `f~` and writes a new `f`); when the moved file is then unlinked unchanged, its
+     own name keeps nothing of it. Soon is within `RETAKEN_S`, and sooner than the content had been there:
+     a temporary name that is used again and again is there shorter than it is not.
+  5. An empty content is no version; unchanged content makes none. Removing one of several hard links leaves
+     nothing unless the name had a history.
+  6. A directory that is removed is recorded under its name if names in it have histories.
+
+Everything happens in the catalog's open transaction, so with the operation that caused it, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mountstore.blobs.content import EMPTY, Content
+from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.history import Histories, Version
+from mountstore.namespace.inodes import Inode, InodeTable, now_ns
+
+RETAKEN_S = 60.0
+"""An editor that has moved a file away writes the new one within this time."""
+
+_MOVED_MAX = 1024
+"""Names whose content moved away lately that are remembered."""
+
+
+class _Moved(NamedTuple):
+    """A content that moved away from a name."""
+
+    inode: int
+    content: Content
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    born_ns: int
+    at_ns: int
+
+
+class Versions:
+    """Records versions as things happen; storing them is `mountstore.namespace.history`.
+
+    Args:
+      enabled: False records nothing; what is there stays.
+    """
+
+    def __init__(self, catalog: Catalog, inodes: InodeTable, *, enabled: bool = True) -> None:
+        # Numbers from the counter of the cookies, which never gives one twice.
+        self.histories = Histories(catalog, inodes.next_cookie)
+        self.enabled = enabled
+        self._moved: OrderedDict[tuple[int, bytes], _Moved] = OrderedDict()
+        # Inodes whose content a name has taken over by rule 4, and that content.
+        self._kept: OrderedDict[int, Content] = OrderedDict()
+
+    # --- reading ---
+
+    def list(self, parent: int, name: bytes, inode: Inode | None) -> Iterator[Version]:
+        """Every superseded content of a name, oldest first; `inode` is what it stands for, if anything.
+
+        A version without content is a prefix of the inode's.
+        """
+        yield from self.histories.versions(self.histories.of_name(parent, name))
+        if inode is not None:
+            yield from self.histories.versions(self.histories.of_inode(inode.id))
+
+    # --- in place ---
+
+    def sealed(self, inode: Inode, content: Content) -> None:
+        """A seal is about to give the inode this content."""
+        change = inode.change
+        if change is None or change.recorded or not self.enabled or content == change.origin:
+            return
+        change.recorded = True
+        origin = change.origin
+        if origin == EMPTY:
+            return
+        known = self.histories.of_inode(inode.id)
+        history = self.histories.append(
+            known,
+            origin,
+            mode=inode.mode,
+            uid=inode.uid,
+            gid=inode.gid,
+            mtime_ns=change.mtime_ns,
+            until_ns=now_ns(),
+            prefix=change.lowest >= origin.size_bytes,
+        )
+        if history != known:
+            self.histories.give_inode(inode.id, history)
+
+    # --- names ---
+
+    def removed(self, parent: int, name: bytes, inode: Inode, now: int, *, replaced: bool = False) -> None:
+        """A name is about to be removed, or, if `replaced`, to stand for another inode than this one."""
+        if not self.enabled:
+            return
+        if inode.is_directory:
+            self._directory_removed(parent, name, inode, now)
+            return
+        if not inode.is_regular:
+            return
+        histories = self.histories
+        own = histories.of_name(parent, name)
+        if inode.nlink > 1 and not own:
+            return
+        history = own
+        in_place = 0
+        if inode.nlink == 1:
+            in_place = histories.of_inode(inode.id)
+            if in_place:
+                history = histories.append_all(history, in_place)
+                histories.give_inode(inode.id, 0)
+        content = inode.content
+        kept = not replaced and not in_place and self._kept.get(inode.id) == content
+        if content != EMPTY and not kept:
+            history = histories.append(
+                history,
+                content,
+                mode=inode.mode,
+                uid=inode.uid,
+                gid=inode.gid,
+                mtime_ns=inode.mtime_ns,
+                until_ns=now,
+            )
+        if history != own:
+            histories.give_name(parent, name, history)
+
+    def _directory_removed(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
+        if next(self.histories.names(inode.id), None) is None:
+            return
+        own = self.histories.of_name(parent, name)
+        history = self.histories.append_directory(
+            own, inode.id, mode=inode.mode, uid=inode.uid, gid=inode.gid, now=now
+        )
+        if history != own:
+            self.histories.give_name(parent, name, history)
+
+    def renamed(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        inode: Inode,
+        now: int,
+        *,
+        replaced: bool,
+    ) -> None:
+        """An inode is about to move from one name to another; if that one is taken, `removed` was called."""
+        if not self.enabled or not inode.is_regular:
+            return
+        histories = self.histories
+        own = histories.of_name(parent, name)
+        in_place = histories.of_inode(inode.id)
+        if not own and not in_place:
+            if inode.content != EMPTY:
+                self._remember(parent, name, inode, now)
+        else:
+            # The name left behind keeps what it had, with the content that moves away as the latest.
+            if not replaced:
+                histories.give_name(new_parent, new_name, histories.fork(own))
+            left = histories.append_all(own, in_place)
+            if inode.content != EMPTY:
+                left = histories.append(
+                    left,
+                    inode.content,
+                    mode=inode.mode,
+                    uid=inode.uid,
+                    gid=inode.gid,
+                    mtime_ns=inode.mtime_ns,
+                    until_ns=now,
+                )
+            if left != own:
+                histories.give_name(parent, name, left)
+            if replaced and in_place and inode.nlink == 1:
+                # The new name goes on with its own history.
+                histories.give_inode(inode.id, 0)
+        if not replaced:
+            self.taken(new_parent, new_name, now)
+
+    def _remember(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
+        self._moved[parent, name] = _Moved(
+            inode.id, inode.content, inode.mode, inode.uid, inode.gid, inode.mtime_ns, inode.btime_ns, now
+        )
+        if len(self._moved) > _MOVED_MAX:
+            self._moved.popitem(last=False)
+
+    def taken(self, parent: int, name: bytes, now: int) -> None:
+        """A name that was free is about to stand for something (rule 4)."""
+        if not self._moved:
+            return
+        moved = self._moved.pop((parent, name), None)
+        if moved is None or not self.enabled:
+            return
+        if now - moved.at_ns > min(moved.at_ns - moved.born_ns, RETAKEN_S * 1e9):
+            return
+        own = self.histories.of_name(parent, name)
+        history = self.histories.append(
+            own,
+            moved.content,
+            mode=moved.mode,
+            uid=moved.uid,
+            gid=moved.gid,
+            mtime_ns=moved.mtime_ns,
+            until_ns=moved.at_ns,
+        )
+        if history != own:
+            self.histories.give_name(parent, name, history)
+        self._kept[moved.inode] = moved.content
+        if len(self._kept) > _MOVED_MAX:
+            self._kept.popitem(last=False)

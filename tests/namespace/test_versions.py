@@ -1,0 +1,282 @@
+"""What makes a version, for the sequences of calls with which programs save."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.namespace import Caller
+from mountstore.store import Store, create_store
+
+pytestmark = pytest.mark.trio
+
+CALLER = Caller(0, 0)
+
+
+class Program:
+    """A program that works in the root directory of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def find(self, name: bytes, parent: int = ROOT) -> Inode:
+        inode = self.store.namespace.find(parent, name)
+        assert inode is not None
+        return inode
+
+    async def save(self, name: bytes, data: bytes, *, parent: int = ROOT) -> Inode:
+        """Truncate (or create), write, close."""
+        inode = self.store.namespace.find(parent, name)
+        if inode is None:
+            inode = self.store.namespace.create(parent, name, stat.S_IFREG | 0o644, CALLER)
+        handle = self.store.files.open(inode, writable=True, privileged=True)
+        await self.store.files.truncate(inode, 0, privileged=True)
+        if data:
+            await self.store.files.write(handle, 0, data)
+        await self.store.files.release(handle)
+        return inode
+
+    async def append(self, name: bytes, data: bytes) -> None:
+        inode = self.find(name)
+        handle = self.store.files.open(inode, writable=True, privileged=True)
+        await self.store.files.write(handle, inode.size, data)
+        await self.store.files.release(handle)
+
+    def rename(self, name: bytes, new_name: bytes) -> None:
+        self.store.namespace.rename(ROOT, name, ROOT, new_name)
+
+    def unlink(self, name: bytes, parent: int = ROOT) -> None:
+        self.store.namespace.unlink(parent, name)
+
+    async def history(self, name: bytes, parent: int = ROOT) -> list[bytes]:
+        """Every superseded content of the name, oldest first."""
+        inode = self.store.namespace.find(parent, name)
+        found = []
+        for version in self.store.versions.list(parent, name, inode):
+            content = version.content or (inode.content if inode else None)
+            assert content is not None
+            reader = self.store.contents.open_reader(content)
+            assert reader is not None
+            found.append(reader.pread(0, version.size_bytes))
+            assert len(found[-1]) == version.size_bytes
+        return found
+
+    def names(self, parent: int = ROOT) -> list[bytes]:
+        return [name for name, _ in self.store.versions.histories.names(parent)]
+
+
+@asynccontextmanager
+async def program(directory: Path) -> AsyncIterator[Program]:
+    if not (directory / "store.toml").exists():
+        create_store(str(directory))
+    async with Store.open(str(directory)).running() as store:
+        yield Program(store)
+
+
+async def test_a_file_written_once_has_no_rows(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        assert await p.history(b"f") == []
+        assert p.store.catalog.ask("SELECT count(*) FROM version").fetchone() == (0,)
+        assert p.names() == []
+
+
+async def test_each_overwrite_leaves_the_content_it_replaced(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        for data in (b"one", b"two", b"three"):
+            await p.save(b"f", data)
+        assert await p.history(b"f") == [b"one", b"two"]
+    async with program(tmp_path) as p:
+        assert await p.history(b"f") == [b"one", b"two"]
+
+
+async def test_unchanged_content_makes_no_version(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        await p.save(b"f", b"one")
+        assert await p.history(b"f") == []
+
+
+async def test_emptying_a_file_leaves_its_content_and_filling_it_leaves_nothing(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        await p.save(b"f", b"")
+        await p.save(b"f", b"two")
+        assert await p.history(b"f") == [b"one"]
+
+
+async def test_fsync_within_a_session_supersedes_once(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"one")
+        files = p.store.files
+        handle = files.open(inode, writable=True, privileged=True)
+        for data in (b"two", b"six", b"ten"):
+            await files.write(handle, 0, data)
+            await files.fsync(inode)
+        assert await p.history(b"f") == [b"one"]
+        await files.release(handle)
+        assert await p.history(b"f") == [b"one"]
+        await p.save(b"f", b"last")
+        assert await p.history(b"f") == [b"one", b"ten"]
+
+
+async def test_a_rename_over_a_file_leaves_what_was_there(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        for data in (b"two", b"three"):
+            await p.save(b".f.tmp", data)
+            p.rename(b".f.tmp", b"f")
+            # A temporary name is there shorter than it is not.
+            for moved in p.store.versions._moved:
+                p.store.versions._moved[moved] = p.store.versions._moved[moved]._replace(at_ns=0, born_ns=0)
+        assert await p.history(b"f") == [b"one", b"two"]
+        assert p.names() == [b"f"]
+
+
+async def test_an_unlinked_file_keeps_its_history_and_a_new_one_goes_on_with_it(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        await p.save(b"f", b"two")
+        p.unlink(b"f")
+        assert await p.history(b"f") == [b"one", b"two"]
+        await p.save(b"f", b"three")
+        await p.save(b"f", b"four")
+        assert await p.history(b"f") == [b"one", b"two", b"three"]
+
+
+async def test_a_backup_by_rename_shows_in_the_history_of_the_name(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        for data in (b"two", b"three"):
+            p.rename(b"f", b"f~")
+            await p.save(b"f", data)
+            p.unlink(b"f~")
+        assert await p.history(b"f") == [b"one", b"two"]
+        assert b"f~" not in p.names() or await p.history(b"f~") != []
+
+
+async def test_a_backup_that_is_deleted_unchanged_leaves_nothing_under_its_name(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        p.rename(b"f", b"f~")
+        await p.save(b"f", b"two")
+        p.unlink(b"f~")
+        assert p.names() == [b"f"]
+
+
+async def test_a_renamed_file_takes_its_history_along_and_leaves_it(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        await p.save(b"f", b"two")
+        p.rename(b"f", b"g")
+        assert await p.history(b"g") == [b"one"]
+        assert await p.history(b"f") == [b"one", b"two"]
+        await p.save(b"g", b"three")
+        assert await p.history(b"g") == [b"one", b"two"]
+        assert await p.history(b"f") == [b"one", b"two"]
+
+
+async def test_a_file_renamed_over_another_goes_on_with_the_others_history(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"f1")
+        await p.save(b"f", b"f2")
+        await p.save(b"g", b"g1")
+        await p.save(b"g", b"g2")
+        p.rename(b"g", b"f")
+        assert await p.history(b"f") == [b"f1", b"f2"]
+        assert await p.history(b"g") == [b"g1", b"g2"]
+        await p.save(b"f", b"f3")
+        assert await p.history(b"f") == [b"f1", b"f2", b"g2"]
+
+
+async def test_logs_rotated_for_long_keep_their_histories(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"log", b"0")
+        for day in range(1, 300):
+            await p.save(b"log", b"%d" % day)
+            p.rename(b"log", b"log.%d" % (day % 2))
+            await p.save(b"log", b"new %d" % day)
+        history = await p.history(b"log")
+        assert history[:2] == [b"0", b"1"]
+        assert history[-1] == b"299"
+        number = len(history)
+        found = p.store.versions.histories.get(p.store.versions.histories.of_name(ROOT, b"log"), number)
+        assert found.size_bytes == 3
+
+
+async def test_appends_are_kept_as_lengths(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"log", b"0")
+        expected = [b"0"]
+        for line in range(1, 20):
+            await p.append(b"log", b"%d" % line)
+            expected.append(expected[-1] + b"%d" % line)
+        assert await p.history(b"log") == expected[:-1]
+        kinds = p.store.catalog.ask("SELECT DISTINCT kind FROM version").fetchall()
+        assert kinds == [(3,)]
+        p.unlink(b"log")
+        assert await p.history(b"log") == expected
+
+
+async def test_hard_links_share_what_happens_in_place_and_leave_alone(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"one")
+        p.store.namespace.link(inode.id, ROOT, b"g")
+        await p.save(b"g", b"two")
+        assert await p.history(b"f") == [b"one"]
+        assert await p.history(b"g") == [b"one"]
+        p.unlink(b"g")
+        assert p.names() == []
+        assert await p.history(b"f") == [b"one"]
+
+
+async def test_exchanged_names_keep_their_own_histories(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"f1")
+        await p.save(b"g", b"g1")
+        p.store.namespace.exchange(ROOT, b"f", ROOT, b"g")
+        assert await p.history(b"f") == [b"f1"]
+        assert await p.history(b"g") == [b"g1"]
+
+
+async def test_a_removed_directory_is_found_with_its_names(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        made = p.store.namespace.create(ROOT, b"d", stat.S_IFDIR | 0o755, CALLER)
+        await p.save(b"f", b"one", parent=made.id)
+        p.unlink(b"f", made.id)
+        p.store.namespace.rmdir(ROOT, b"d")
+        (version,) = p.store.versions.list(ROOT, b"d", None)
+        assert version.directory == made.id
+        assert await p.history(b"f", version.directory) == [b"one"]
+
+
+async def test_what_was_fsynced_before_a_crash_is_superseded_after_it(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        inode = p.find(b"f")
+        files = p.store.files
+        handle = files.open(inode, writable=True, privileged=True)
+        await files.write(handle, 0, b"two")
+        await files.fsync(inode)
+        await files.write(handle, 0, b"ten")
+        await files.fsync(inode)
+        rows = p.store.catalog.ask("SELECT count(*) FROM version").fetchone()
+        assert rows == (1,)
+        await files.release(handle)
+    async with program(tmp_path) as p:
+        assert await p.history(b"f") == [b"one"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_versions_can_be_switched_off(tmp_path: Path, enabled: bool) -> None:
+    async with program(tmp_path) as p:
+        p.store.versions.enabled = enabled
+        await p.save(b"f", b"one")
+        await p.save(b"f", b"two")
+        p.unlink(b"f")
+        assert (await p.history(b"f") == [b"one", b"two"]) is enabled
