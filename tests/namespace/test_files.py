@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from mountstore.errors import NoSpaceError, TooLargeError
 from mountstore.namespace.draft import MEMORY_MAX, StagedDraft
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
@@ -86,3 +87,140 @@ async def test_a_read_of_a_draft_goes_on_while_the_draft_is_sealed_and_closed(
         gate.opened.set()
     assert got == [bytes(100) + data]
     assert await store.files.read(inode, SPARSE_AT, 5000) == data
+
+
+async def test_fsync_goes_on_while_the_draft_is_sealed_and_closed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode = new_file(store)
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, SPARSE_AT, b"end")
+    gate = Gate(monkeypatch, StagedDraft, "flush")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.files.fsync, inode)
+        await gate.wait_reached()
+        await store.files.release(handle)
+        gate.opened.set()
+    assert store.catalog.drafts() == []
+    assert await store.files.read(inode, SPARSE_AT, 10) == b"end"
+
+
+async def test_a_write_waits_for_the_seal_that_is_going_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode = new_file(store)
+    await written(store, inode, (0, b"x" * 300_000))
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, SPARSE_AT, b"one")
+    gate = Gate(monkeypatch, StagedDraft, "data_ranges")
+    second = store.files.open(inode, writable=True, privileged=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.sealer.seal, inode)
+        await gate.wait_reached()
+        nursery.start_soon(store.files.write, second, 5, b"two")
+        nursery.start_soon(store.files.write, handle, SPARSE_AT + 1, b"three")
+        # A reader does not wait.
+        assert await store.files.read(inode, SPARSE_AT, 10) == b"one"
+        gate.opened.set()
+    assert await store.files.read(inode, 0, 10) == b"xxxxxtwoxx"
+    assert await store.files.read(inode, SPARSE_AT, 10) == b"othree"
+    await store.files.release(handle)
+    await store.files.release(second)
+    assert await store.files.read(inode, 0, 10) == b"xxxxxtwoxx"
+    assert await store.files.read(inode, SPARSE_AT, 10) == b"othree"
+
+
+async def test_a_seal_that_fails_keeps_the_draft_and_is_tried_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (offset, data) in enumerate([(0, b"small"), (0, os.urandom(500_000)), (SPARSE_AT, b"staged")]):
+        inode = new_file(store, b"%d" % number)
+
+        def full(*_arguments: object, **_named: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.tree), "add_bytes", full)
+            patch.setattr(type(store.tree), "publish", full)
+            await written(store, inode, (offset, data))
+            assert "cannot be sealed now" in caplog.text
+            caplog.clear()
+            assert await store.files.read(inode, offset, len(data)) == data
+            assert inode.size == offset + len(data)
+        await store.sealer.seal_closed()
+        assert store.inodes.drafted() == []
+        assert await store.files.read(inode, offset, len(data)) == data
+
+
+async def test_every_way_to_grow_ends_in_the_same_content(store: Store) -> None:
+    data = os.urandom(MEMORY_MAX + 3_000_000)
+    half = len(data) // 2
+    step = 131_072
+    forward = [(offset, data[offset : offset + step]) for offset in range(0, len(data), step)]
+    swapped = [part for pair in zip(forward[1::2], forward[::2], strict=False) for part in pair]
+    if len(forward) % 2:
+        swapped.append(forward[-1])
+    digests = set()
+    for number, parts in enumerate(
+        [forward, forward[::-1], swapped, [(half, data[half:]), (0, data[:half])], [(0, data)]]
+    ):
+        inode = new_file(store, b"%d" % number)
+        await written(store, inode, *parts)
+        assert await content(store, inode) == data
+        digests.add(inode.content)
+    assert len(digests) == 1
+
+
+async def test_memory_is_given_back(store: Store) -> None:
+    drafts: Any = store.drafts
+    for number in range(20):
+        inode = new_file(store, b"%d" % number)
+        handle = store.files.open(inode, writable=True, privileged=True)
+        await store.files.write(handle, 0, b"x" * 1_000_000)
+        await store.files.truncate(inode, 10 * number, privileged=True)
+        if number % 2:
+            await store.files.write(handle, SPARSE_AT, b"x")
+        elif number % 3 == 0:
+            store.namespace.unlink(ROOT, b"%d" % number)
+        await store.files.release(handle)
+    for inode in store.namespace.forget_all():
+        await store.files.drop(inode)
+    assert drafts._memory_bytes == 0
+    assert store.space.claimed_bytes == 0
+
+
+async def test_an_orphan_goes_when_both_the_kernel_and_the_last_handle_are_done(store: Store) -> None:
+    inode = new_file(store)
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, 0, b"content")
+    store.namespace.unlink(ROOT, b"f")
+    assert store.namespace.forget([inode.id]) == []
+    assert await store.files.read(inode, 0, 10) == b"content"
+    await store.files.release(handle)
+    store.commits.commit()
+    assert store.catalog.get_inode(inode.id) is None
+    assert store.tree.statistics().blobs == 0
+
+
+async def test_a_failed_write_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    inode = new_file(store)
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, 0, b"content")
+    with monkeypatch.context() as patch:
+
+        def full(_path: str) -> os.statvfs_result:
+            return os.statvfs_result((4096, 4096, 1000, 0, 0, 1000, 900, 900, 0, 255))
+
+        patch.setattr(os, "statvfs", full)
+        patch.setattr(store.space, "_unasked", 0)
+        with pytest.raises(NoSpaceError):
+            await store.files.write(handle, 3, b"x" * 100)
+        with pytest.raises(NoSpaceError):
+            await store.files.write(handle, SPARSE_AT, b"x")
+    with pytest.raises(TooLargeError):
+        await store.files.write(handle, (1 << 63) - 3, b"beyond")
+    with pytest.raises(TooLargeError):
+        await store.files.truncate(inode, 1 << 63, privileged=True)
+    assert (inode.size, await store.files.read(inode, 0, 100)) == (7, b"content")
+    await store.files.release(handle)
+    assert store.space.claimed_bytes == 0
