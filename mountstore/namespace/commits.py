@@ -140,6 +140,11 @@ class Committer:
 
         Raises: As `hard_sync`.
         """
+        if self._doubt is not None:
+            # Write what can be written, but promise nothing: a flush that works after one that failed says
+            # nothing about the bytes of the first (fsync(2), "EIO"), and their blobs stay listed as unsynced.
+            self.commit()
+            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
         retired = self.take_retired()
         taken = self._ledger.take_unsynced()
         everything, self._ledger.suspect = self._ledger.suspect, False

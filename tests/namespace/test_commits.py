@@ -1,0 +1,244 @@
+"""When changes reach the catalog, and who is told that they are safe."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import NoSpaceError, ReadOnlyError
+from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.commits import SOFT_INTERVAL_S
+from mountstore.namespace.draft import MEMORY_MAX
+from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.namespace import Caller
+from mountstore.store import Store
+
+pytestmark = pytest.mark.trio
+
+FILE = stat.S_IFREG | 0o644
+USER = Caller(0, 0)
+
+
+def committed(store_path: str) -> list[bytes]:
+    """The names another process would see."""
+    database = sqlite3.connect(os.path.join(store_path, "catalog.db"))
+    try:
+        return [name for (name,) in database.execute("SELECT name FROM entry ORDER BY name")]
+    finally:
+        database.close()
+
+
+def unsynced(store_path: str) -> int:
+    database = sqlite3.connect(os.path.join(store_path, "catalog.db"))
+    try:
+        (count,) = database.execute("SELECT count(*) FROM unsynced").fetchone()
+        return int(count)
+    finally:
+        database.close()
+
+
+async def write_file(store: Store, name: bytes, data: bytes) -> Inode:
+    inode = store.namespace.create(ROOT, name, FILE, USER)
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, 0, data)
+    await store.files.release(handle)
+    return inode
+
+
+async def test_a_soft_commit_comes_by_itself(
+    store_path: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        await trio.sleep(1)
+        store.namespace.create(ROOT, b"f", FILE, USER)
+        assert committed(store_path) == []
+        await trio.sleep(SOFT_INTERVAL_S * 1.01)
+        assert committed(store_path) == [b"f"]
+
+
+async def test_a_hard_sync_comes_by_itself_and_empties_unsynced(
+    store_path: str, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = threading.Semaphore(0)
+    monkeypatch.setattr(Catalog, "flush_wal", lambda _catalog: flushed.release())
+    async with Store.open(store_path, commit_s=5).running() as store:
+        await store.commits.hard_sync()
+        assert flushed.acquire(blocking=False)
+        await write_file(store, b"f", b"content")
+        mock_clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert unsynced(store_path) == 1
+        mock_clock.jump(6)
+        assert await trio.to_thread.run_sync(flushed.acquire)
+        assert unsynced(store_path) == 0
+        # Nothing changed since, so nothing is synced.
+        mock_clock.jump(100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not flushed.acquire(blocking=False)
+
+
+async def test_the_order_of_a_hard_sync(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.commits.hard_sync()
+    happened: list[str] = []
+    for cls, name in ((BalancedTree, "fsync"), (Catalog, "commit"), (Catalog, "flush_wal")):
+        method = getattr(cls, name)
+
+        def noted(
+            self: object, *arguments: object, _name: str = name, _method: object = method
+        ) -> object:
+            happened.append(_name)
+            return _method(self, *arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(cls, name, noted)
+    await write_file(store, b"f", b"content")
+    await store.commits.hard_sync()
+    assert [name for name in happened if name in ("fsync", "flush_wal")] == ["fsync", "flush_wal"]
+    assert happened.index("fsync") < happened.index("commit") < happened.index("flush_wal")
+
+
+async def test_all_who_wait_share_one_sync(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.commits.hard_sync()
+    flushes = 0
+    first, go_on = threading.Event(), threading.Event()
+
+    def held(_catalog: Catalog) -> None:
+        nonlocal flushes
+        flushes += 1
+        first.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(Catalog, "flush_wal", held)
+    store.namespace.create(ROOT, b"one", FILE, USER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.commits.hard_sync)
+        assert await trio.to_thread.run_sync(first.wait, 60)
+        # What is done now is not covered by the sync that is going on.
+        store.namespace.create(ROOT, b"two", FILE, USER)
+        for _ in range(10):
+            nursery.start_soon(store.commits.hard_sync)
+        await trio.testing.wait_all_tasks_blocked()
+        assert flushes == 1
+        go_on.set()
+    assert flushes == 2
+
+
+async def test_a_change_during_a_sync_is_not_taken_for_synced(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.commits.hard_sync()
+    reached, go_on = threading.Event(), threading.Event()
+    fsync = BalancedTree.fsync
+
+    def held(tree: BalancedTree, path: str) -> None:
+        reached.set()
+        assert go_on.wait(60)
+        fsync(tree, path)
+
+    await write_file(store, b"one", b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr(BalancedTree, "fsync", held)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.commits.hard_sync)
+            assert await trio.to_thread.run_sync(reached.wait, 60)
+            await write_file(store, b"two", b"two")
+            store.commits.commit()
+            go_on.set()
+    store.commits.commit()
+    assert unsynced(store.path) == 1
+    await store.commits.hard_sync()
+    assert unsynced(store.path) == 0
+
+
+@pytest.mark.parametrize("what", ["flush_wal", "fsync"])
+async def test_a_failed_flush_ends_all_writing(
+    store_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """Promise 4: when data already acknowledged is in doubt, the mount takes no more writes and says so."""
+
+    def broken(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises((OSError, ReadOnlyError, ExceptionGroup)):
+        async with Store.open(store_path).running() as store:
+            await store.commits.hard_sync()
+            await write_file(store, b"f", b"content")
+            monkeypatch.setattr(Catalog if what == "flush_wal" else BalancedTree, what, broken)
+            with pytest.raises(OSError):
+                await store.commits.hard_sync()
+            assert "no more writes are taken" in caplog.text
+            with pytest.raises(ReadOnlyError):
+                store.namespace.create(ROOT, b"g", FILE, USER)
+            with pytest.raises(ReadOnlyError):
+                await store.commits.hard_sync()
+            # Reading goes on.
+            found = store.namespace.find(ROOT, b"f")
+            assert found is not None
+            assert await store.files.read(found, 0, 100) == b"content"
+    # The next mount is told, and can look at what was not flushed.
+    database = sqlite3.connect(os.path.join(store_path, "catalog.db"))
+    assert database.execute("SELECT value FROM meta WHERE key = 'clean'").fetchone() == (0,)
+    database.close()
+    assert committed(store_path) == [b"f"]
+    assert unsynced(store_path) == (1 if what == "fsync" else 0)
+
+
+async def test_a_full_disk_at_a_commit_is_no_end(
+    store_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        store.namespace.create(ROOT, b"f", FILE, USER)
+
+        def full(_catalog: Catalog) -> None:
+            raise NoSpaceError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "commit", full)
+            for _ in range(3):
+                store.commits._commit_or_keep()
+            assert caplog.text.count("no room") == 1
+        store.namespace.create(ROOT, b"g", FILE, USER)
+        store.commits.commit()
+        assert committed(store_path) == [b"f", b"g"]
+        assert not store.namespace.read_only
+
+
+async def test_an_fsynced_draft_is_brought_back_after_a_crash(store_path: str, tmp_path: Path) -> None:
+    data = os.urandom(100_000)
+    at = 2 * MEMORY_MAX
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        inode = await write_file(store, b"f", b"base" * 100_000)
+        handle = store.files.open(inode, writable=True, privileged=True)
+        await store.files.write(handle, at, data)
+        await store.files.fsync(inode)
+        await store.files.write(handle, at + len(data), b"not fsynced")
+        crashed = _copy_of(store_path, tmp_path)
+        await store.files.release(handle)
+        assert inode.size == at + len(data) + 11
+    async with Store.open(crashed).running() as store:
+        found = store.namespace.find(ROOT, b"f")
+        assert found is not None
+        assert found.size == at + len(data)
+        assert await store.files.read(found, 0, 8) == b"basebase"
+        assert await store.files.read(found, at - 10, len(data) + 100) == bytes(10) + data
+    async with Store.open(crashed).running() as store:
+        found = store.namespace.find(ROOT, b"f")
+        assert found is not None
+        assert await store.files.read(found, at - 10, len(data) + 100) == bytes(10) + data
+        assert os.listdir(os.path.join(crashed, "staging")) == []
+
+
+def _copy_of(store_path: str, tmp_path: Path) -> str:
+    """The store as a crash of the process would leave it now."""
+    import shutil
+
+    copy = tmp_path / "crashed"
+    shutil.copytree(store_path, copy, ignore=shutil.ignore_patterns("lock"))
+    return str(copy)
