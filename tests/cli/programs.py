@@ -63,9 +63,12 @@ class Programs:
         return self.run("umount.cas", *arguments, uid=uid)
 
 
-def has_ended(pidfd: int) -> bool:
-    """Whether the process has ended by now."""
-    return bool(select.select([pidfd], [], [], 0)[0])
+def has_ended(pidfd: int, *, within_s: float = 0) -> bool:
+    """Whether the process has ended by now, or ends within some time."""
+    # Not select(2), which ends at descriptor 1023.
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(within_s * 1000))
 
 
 def lock_is_free(store: Path) -> bool:

@@ -6,7 +6,6 @@ Each case runs in a process of its own, since it forks and replaces signal handl
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import has_ended
 
 PRELUDE = """
 import os, signal, sys, time
@@ -136,7 +136,7 @@ report(serve)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert said == "8 interrupted\n"
-    assert select.select([child], [], [], 60)[0], "the child has ended, too"
+    assert has_ended(child, within_s=60)
     os.close(child)
 
 

@@ -267,7 +267,7 @@ def test_a_signal_ends_the_daemon_cleanly(
     (mountpoint / "x").write_text("hello\n")
     with (mountpoint / "x").open() as still_open:
         signal.pidfd_send_signal(daemon, number)
-        wait_for(daemon)
+        assert has_ended(daemon, within_s=60)
         assert mount_at(str(mountpoint)) is None
         assert not still_open.closed
     assert lock_is_free(store)
@@ -285,7 +285,7 @@ def test_the_mount_of_a_killed_daemon_is_cleaned_up_by_the_next_mount(
         file.flush()
         os.fsync(file.fileno())
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
-    wait_for(daemon)
+    assert has_ended(daemon, within_s=60)
     assert is_dead(str(mountpoint))
     done = programs.mount(store, mountpoint, "--fake")
     assert (done.returncode, done.stderr) == (0, "")
@@ -294,13 +294,6 @@ def test_the_mount_of_a_killed_daemon_is_cleaned_up_by_the_next_mount(
     assert "cleaning up a dead mount" in done.stderr
     assert (mountpoint / "x").read_text() == "hello\n"
     assert sum(mount.mountpoint == str(mountpoint) for mount in read_mounts()) == 1
-
-
-def wait_for(pidfd: int) -> None:
-    import select
-
-    assert select.select([pidfd], [], [], 60)[0]
-    assert has_ended(pidfd)
 
 
 # --- an ordinary user, through fusermount3 ---

@@ -68,7 +68,7 @@ def test_a_lazy_unmount_of_a_busy_mount_does_not_wait_and_loses_nothing(
         assert mount_at(str(mountpoint)) is None
         assert not has_ended(daemon)
         held.write("late\n")
-    assert select.select([daemon], [], [], 60)[0]
+    assert has_ended(daemon, within_s=60)
     programs.mounted(store, mountpoint)
     assert (mountpoint / "x").read_text() == "late\n"
 
@@ -90,7 +90,7 @@ def test_a_forced_unmount_frees_who_waits_for_a_daemon_that_hangs(
     signal.pidfd_send_signal(daemon, signal.SIGCONT)
     assert process.wait(timeout=60) == 0
     # It has no mount any more, and so ends.
-    assert select.select([daemon], [], [], 60)[0]
+    assert has_ended(daemon, within_s=60)
     assert lock_is_free(store)
 
 
@@ -117,7 +117,7 @@ def test_the_store_names_the_mount_too(programs: Programs, store: Path, mountpoi
 def test_a_dead_mount_is_cleaned_up(programs: Programs, store: Path, mountpoint: Path) -> None:
     daemon = programs.mounted(store, mountpoint)
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
-    assert select.select([daemon], [], [], 60)[0]
+    assert has_ended(daemon, within_s=60)
     done = programs.umount(mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert mount_at(str(mountpoint)) is None
