@@ -1,8 +1,9 @@
 """umount.cas: unmount a store and wait until everything in it is safe on disk.
 
 umount(8) calls this as `umount.fuse.cas DIRECTORY [-flnrv]` if mount(8) noted an option such as `uhelper=cas`
-(libmount otherwise looks for `umount.fuse` only). The kernel lets go of a mount before its daemon has written the last of it. That is over when the
-daemon's process ends; a pidfd opened before the unmount tells, however soon the number is used again.
+(libmount otherwise looks for `umount.fuse` only). The kernel lets go of a mount before its daemon has written
+the last of it. That is over when the daemon's process ends; a pidfd opened before the unmount tells, however
+soon the number is used again.
 """
 
 from __future__ import annotations
