@@ -70,15 +70,13 @@ class Drafts:
         if inode.draft is not None:
             return inode.draft
         base = inode.content
-        if inode.change is None:
-            inode.change = Change(base, inode.mtime_ns)
         wanted = min(base.size_bytes, keep)
         # A file that is fsynced again and again (a database) is not to be rewritten whole for each fsync.
         large = wanted > MEMORY_MAX or (wanted > 0 and self._memory_bytes + wanted > MEMORY_TOTAL)
         if large or (inode.syncs > 0 and base.size_bytes > 0):
             staged = StagedDraft(self._new_path(inode), base, self._contents.open_reader(base))
             staged.base_allocated = inode.allocated
-            inode.draft = staged
+            self._begin(inode, staged)
             return staged
         draft = MemoryDraft(base, bytearray())
         if wanted:
@@ -92,8 +90,14 @@ class Drafts:
                 raise CorruptError(f"inode {inode.id}: its content is shorter than recorded")
             self.claim(draft, wanted)
             self._memory_bytes += wanted
-        inode.draft = draft
+        self._begin(inode, draft)
         return draft
+
+    def _begin(self, inode: Inode, draft: Draft) -> None:
+        """From now on the inode has this draft. Not earlier: a writer that closes ends a change without one."""
+        if inode.change is None:
+            inode.change = Change(draft.base, inode.mtime_ns)
+        inode.draft = draft
 
     def _new_path(self, inode: Inode) -> str:
         return os.path.join(self._staging, f"draft-{inode.id}-{time.time_ns():x}")

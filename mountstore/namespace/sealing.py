@@ -82,7 +82,10 @@ class Sealer:
                 return
             claimed = draft.parked_bytes
             draft.claimed -= claimed
+            change = inode.change
             self._adopt(inode, draft, sealed)
+            # The stream's content is no version: the change goes on.
+            inode.change = change
             self._drafts.lay_over(inode, parked, claimed)
 
     async def _seal_in_thread(self, draft: Draft) -> Sealed:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from mountstore.blobs.reader import ContentReader
 from mountstore.errors import NoSpaceError, TooLargeError
 from mountstore.namespace.draft import MEMORY_MAX, StagedDraft
 from mountstore.namespace.inodes import ROOT, Inode
@@ -224,3 +225,27 @@ async def test_a_failed_write_changes_nothing(store: Store, monkeypatch: pytest.
     assert (inode.size, await store.files.read(inode, 0, 100)) == (7, b"content")
     await store.files.release(handle)
     assert store.space.claimed_bytes == 0
+
+
+async def test_a_file_may_be_truncated_while_its_last_writer_closes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(300_000)
+    inode = new_file(store)
+    await written(store, inode, (0, data))
+    handle = store.files.open(inode, writable=True, privileged=True)
+    gate = Gate(monkeypatch, ContentReader, "pread")
+    # The base is cold, so a worker has to read it.
+    monkeypatch.setattr(ContentReader, "pread_nowait", lambda *_arguments: None)
+    async with trio.open_nursery() as nursery:
+
+        async def truncate() -> None:
+            await store.files.truncate(inode, 200_000, privileged=True)
+
+        nursery.start_soon(truncate)
+        await gate.wait_reached()
+        await store.files.release(handle)
+        gate.opened.set()
+    assert await content(store, inode) == data[:200_000]
+    assert store.inodes.drafted() == []
+    assert inode.change is None
