@@ -30,6 +30,7 @@ mkdir -p real-sbin
 mount --bind "$sbin" real-sbin
 mount -t tmpfs none "$sbin"
 ln -s "$T"/real-sbin/* "$sbin"
+rm -f "$sbin"/*.cas  # this machine's own links
 touch fstab
 mount --bind fstab /etc/fstab
 "$SCRIPTS/install-helpers" --from "$BIN" --to "$sbin" 2>links.txt
