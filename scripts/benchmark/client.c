@@ -20,7 +20,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCK = 4096, POOL = 1 << 20, MAX_WORKERS = 256 };
+/* A stream repeats itself, but for the numbers in it, after PERIOD bytes: long enough to be cut by its contents in many
+ * places. Of a shorter one that happens to have no such place, a change would move every cut behind it. */
+enum { BLOCK = 4096, POOL = 1 << 20, PERIOD = 64 << 20, MAX_WORKERS = 256 };
 
 static const char *dir = ".", *file = "stream", *prefix = "f", *to_prefix = "r";
 static uint64_t count = 1, start = 0, step = 1, per_dir = 0, size = 2048, seed = 1;
@@ -47,13 +49,15 @@ static uint64_t next_random(void) {
     return z ^ (z >> 31);
 }
 
-static void fill_pool(uint64_t from) {
+static void fill_random(unsigned char *data, size_t length, uint64_t from) {
     random_state = from * 0x2545f4914f6cdd1du + 1;
-    for (size_t i = 0; i < POOL; i += sizeof(uint64_t)) {
+    for (size_t i = 0; i + sizeof(uint64_t) <= length; i += sizeof(uint64_t)) {
         uint64_t number = next_random();
-        memcpy(pool + i, &number, sizeof number);
+        memcpy(data + i, &number, sizeof number);
     }
 }
+
+static void fill_pool(uint64_t from) { fill_random(pool, POOL, from); }
 
 static void name_of(char *out, size_t room, const char *with, uint64_t number) {
     if (per_dir)
@@ -149,15 +153,15 @@ static uint64_t on_names(const char *operation) {
 
 /* Operations on one file of `size` bytes. */
 
-/* `size` bytes that depend on the seed, in calls of `call` bytes; every 4 KiB carries its own number, so none of them
- * occurs twice. With shift=N, N bytes more stand in front of them. The clock includes open, close and, with
- * fsync_each, a sync of what is then closed. */
+/* `size` bytes that depend on the seed, in calls of `call` bytes, which divides PERIOD; every 4 KiB carries its own
+ * number, so none of them occurs twice. With shift=N, N bytes more stand in front of them. The clock includes open, close
+ * and, with fsync_each, a sync of what is then closed. In memory there is as much of the stream as it repeats. */
 static uint64_t sequential_write(const char *name) {
-    fill_pool(seed);
     unsigned char *front = calloc(1, shift + 1);
-    size_t turn = call < POOL ? POOL : call;
+    size_t turn = size < PERIOD ? (size + BLOCK - 1) / BLOCK * BLOCK : PERIOD;
     unsigned char *data = malloc(turn);
-    for (size_t i = 0; i < turn; i += POOL) memcpy(data + i, pool, turn - i < POOL ? turn - i : POOL);
+    if (!front || !data) die("malloc");
+    fill_random(data, turn, seed);
     uint64_t begun = now_ns();
     int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     if (fd < 0) die(name);
@@ -303,7 +307,7 @@ int main(int argc, char **argv) {
     }
     /* on_names writes a file from the pool in one piece; reads of a file go into as much. */
     int on_one_file = !strncmp(argv[1], "seq", 3) || !strncmp(argv[1], "rand", 4) || !strcmp(argv[1], "change");
-    if (call == 0 || step == 0 || workers == 0 || (!on_one_file && size > POOL)) {
+    if (call == 0 || PERIOD % call || step == 0 || workers == 0 || (!on_one_file && size > POOL)) {
         fprintf(stderr, "client: a value is out of range\n");
         return 2;
     }

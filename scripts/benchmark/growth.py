@@ -92,7 +92,9 @@ def _measure(
     quiet.settle()
     quiet.drop_names()
     # One directory of PER_DIRECTORY files, an entry.
-    costs["ls -l"] = run_timed(["ls", "-l"], os.path.join(directory, "d000000")).elapsed_s / PER_DIRECTORY * 1e6
+    costs["ls -l"] = (
+        run_timed(["ls", "-l"], os.path.join(directory, "d000000")).elapsed_s / PER_DIRECTORY * 1e6
+    )
     costs["rename"] = cost("rename", beside, count=probe)
     costs["unlink"] = cost("unlink", beside, count=probe, prefix="r")
     catalog = None

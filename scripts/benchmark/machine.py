@@ -82,10 +82,12 @@ def reset_peak_memory(pid: int) -> None:
 
 
 def bytes_written(pid: int) -> int:
-    """What a process has caused to be written to disks so far (proc(5), io: write_bytes)."""
-    found = re.search(r"^write_bytes: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+    """What a process has caused to be written to disks so far, without what it deleted before it came to that.
+
+    See proc(5), io: write_bytes, cancelled_write_bytes.
+    """
+    figures = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(figures["write_bytes"]) - int(figures["cancelled_write_bytes"])
 
 
 def cpu_seconds(pid: int) -> float:

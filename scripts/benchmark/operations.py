@@ -142,9 +142,7 @@ def _medians(
     return f"{markdown_table(head, lines)}\n\n{note}"
 
 
-def _misses(
-    workloads: Sequence[Workload], rows: Mapping[str, Mapping[str, Spread]], *, pinned: bool
-) -> str:
+def _misses(workloads: Sequence[Workload], rows: Mapping[str, Mapping[str, Spread]], *, pinned: bool) -> str:
     missed = [
         miss for w in workloads if w.name in rows for miss in shortfalls(w, rows[w.name], pinned=pinned)
     ]

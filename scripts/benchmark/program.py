@@ -24,7 +24,7 @@ from benchmark.machine import PROJECT, Quiet, describe, file_system_type
 from benchmark.operations import format_tables, run_operations
 from benchmark.report import header, load_json, save_json, write_marked
 from benchmark.systems import SYSTEMS, NotMountedError, System, missing_peers
-from benchmark.workloads import WORKLOADS, Counts, Sources, Workload, stage_tree
+from benchmark.workloads import WORKLOADS, Counts, Sources, Workload, stage_repository, stage_tree
 
 __all__ = ["main"]
 
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--large", action="store_true", help="large files instead of the workloads")
     what.add_argument("--growth", action="store_true", help="cost per operation as the mount fills up")
-    parser.add_argument("--rounds", type=int, metavar="N", help="default: 7; quick 2; large 3")
+    parser.add_argument("--rounds", type=int, metavar="N", help="default: 5; quick 2; large 3")
     parser.add_argument("--systems", type=_listed, metavar="A,B", help="default: all; growth: ours")
     parser.add_argument("--workloads", type=_listed, metavar="A,B", help="default: all")
     parser.add_argument("--pin", action="store_true", help="client and daemons on one core")
@@ -104,7 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--million", action="store_true", help="--growth: go on to a million files")
     parser.add_argument("--tree", metavar="DIR", help="what cp, tar and rm work on (Python's library)")
-    parser.add_argument("--settle", type=float, default=0.3, metavar="S", help="rest before a run (0.3)")
+    parser.add_argument("--settle", type=float, metavar="S", help="rest before a run (0.3; large 2)")
     parser.add_argument("--work", metavar="DIR", default="/var/tmp", help="where, on which disk (/var/tmp)")
     parser.add_argument("--json", metavar="FILE", help="store what was measured")
     parser.add_argument("--compare", metavar="FILE", help="a file of --json: show ours / ours then")
@@ -122,12 +122,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if choices.large:
         choices.systems = [name for name in choices.systems if name != "null"]
     if choices.rounds is None:
-        choices.rounds = 2 if choices.quick else 3 if choices.large else 7
+        choices.rounds = 2 if choices.quick else 3 if choices.large else 5
     if choices.rounds < 1:
         parser.error("--rounds: at least 1")
     if choices.quick:
         choices.size = min(choices.size, 0.0625)
-        choices.settle = 0.0
+    if choices.settle is None:
+        choices.settle = 0.0 if choices.quick else 2.0 if choices.large else 0.3
     if missing := missing_peers(choices.systems):
         parser.error(f"not installed: {' '.join(missing)}; --install-peers installs, --systems leaves out")
     if os.geteuid() != 0:
@@ -173,15 +174,12 @@ def stage(choices: argparse.Namespace, work: str) -> Sources:
             if os.path.isdir(path := os.path.join(tree, name)) and name not in ("asyncio", "email", "json"):
                 shutil.rmtree(path)
     repository = os.path.join(work, "repository.git")
-    cloned = subprocess.run(
-        ["git", "-c", "safe.directory=*", "clone", "-q", "--bare", "--no-local", str(PROJECT), repository],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if cloned.returncode:
-        progress(f"without git workloads: {cloned.stderr.strip()}")
-    return Sources(tree, None if cloned.returncode else repository)
+    try:
+        stage_repository(str(PROJECT), repository)
+    except subprocess.CalledProcessError as exc:
+        progress(f"without git workloads: {os.fsdecode(exc.stderr).strip()}")
+        return Sources(tree, None)
+    return Sources(tree, repository)
 
 
 def chosen_workloads(names: Sequence[str] | None, *, with_repository: bool) -> list[Workload]:
@@ -204,9 +202,7 @@ def run_programme(choices: argparse.Namespace, work: str, interruptions: Interru
         size = int(choices.size * GIB)
         change = size if choices.change_size is None else int(choices.change_size * GIB)
         with mounted(choices.systems, work, interruptions) as systems:
-            large = run_large(
-                systems, choices.rounds, size, change, min(size, GIB), client, quiet, progress
-            )
+            large = run_large(systems, choices.rounds, size, change, min(size, GIB), client, quiet, progress)
         facts = [list(fact) for fact in large.facts]
         return Outcome("large", format_large(titles, large, size), large.samples, {"measured": facts})
     if choices.growth:
@@ -219,9 +215,7 @@ def run_programme(choices: argparse.Namespace, work: str, interruptions: Interru
     counts = Counts.quick() if choices.quick else Counts()
     workloads = chosen_workloads(choices.workloads, with_repository=sources.repository is not None)
     with mounted(choices.systems, work, interruptions) as systems:
-        samples = run_operations(
-            systems, workloads, choices.rounds, counts, sources, client, quiet, progress
-        )
+        samples = run_operations(systems, workloads, choices.rounds, counts, sources, client, quiet, progress)
     before = load_json(choices.compare) if choices.compare else []
     text = format_tables(workloads, titles, samples, counts, pinned=choices.pin, before=before)
     return Outcome("one-core" if choices.pin else "any-core", text, samples, {})

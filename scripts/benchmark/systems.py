@@ -16,7 +16,17 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["SYSTEMS", "Bindfs", "Disk", "Gocryptfs", "NotMountedError", "Null", "Ours", "System", "missing_peers"]
+__all__ = [
+    "SYSTEMS",
+    "Bindfs",
+    "Disk",
+    "Gocryptfs",
+    "NotMountedError",
+    "Null",
+    "Ours",
+    "System",
+    "missing_peers",
+]
 
 PATIENCE_S = 120.0
 """Far longer than any mount or unmount takes."""

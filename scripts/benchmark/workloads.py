@@ -20,7 +20,16 @@ from benchmark.figures import MIB, Timing, Unit
 from benchmark.machine import Quiet
 from benchmark.systems import System
 
-__all__ = ["WORKLOADS", "Counts", "Site", "Sources", "Workload"]
+__all__ = [
+    "WORKLOADS",
+    "Counts",
+    "Site",
+    "Sources",
+    "Workload",
+    "run_timed",
+    "stage_repository",
+    "stage_tree",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +158,7 @@ def run_timed(command: list[str], directory: str) -> Timing:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={
-            **os.environ,
-            "LC_ALL": "C",
-            # The clone belongs to whoever runs this, but the checkout behind it may not.
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": "*",
-        },
+        env={**os.environ, "LC_ALL": "C"},
         check=False,
     )
     took = time.monotonic() - begun
@@ -271,8 +273,10 @@ def _write_stream(site: Site, call_bytes: int, number: int) -> Timing:
     size = site.counts.stream_bytes
     site.quiet.settle()
     timing = site.client("seqwrite", directory, size=size, call=call_bytes, seed=site.seed(number))
-    # The null file system keeps it in memory; a single file less does not slow ext4 down.
-    os.unlink(os.path.join(directory, "stream"))
+    # What is kept in memory must go at once. On a disk it must not: freeing blocks (and trimming them) goes on
+    # behind the next run's back.
+    if not site.system.keeps:
+        os.unlink(os.path.join(directory, "stream"))
     return Timing(size, timing.elapsed_s)
 
 
@@ -434,3 +438,29 @@ def stage_tree(source: str, target: str) -> None:
         "__pycache__", "site-packages", "dist-packages", "test", "tests", "config-*", ".git", ".venv", "*.so"
     )
     shutil.copytree(source, target, symlinks=True, ignore=skipped)
+
+
+def stage_repository(source: str, target: str) -> None:
+    """Make `target` a bare git repository with what `source` has now.
+
+    Raises:
+      subprocess.CalledProcessError: It is no git repository, or there is no git; stderr says which.
+    """
+    bundle = f"{target}.bundle"
+    # By way of a bundle, since git refuses to clone from a checkout that belongs to somebody else.
+    pack = [
+        "git",
+        "-c",
+        "safe.directory=*",
+        "-C",
+        source,
+        "bundle",
+        "create",
+        "-q",
+        bundle,
+        "HEAD",
+        "--branches",
+    ]
+    run_timed(pack, "/")
+    run_timed(["git", "clone", "-q", "--bare", bundle, target], "/")
+    os.unlink(bundle)
