@@ -4,6 +4,7 @@
     blobs/       the balanced tree
     catalog.db   SQLite, WAL
     staging/     drafts too large for memory, half-written blobs
+    bad/         damaged blobs, moved aside
     lock         held with flock(2) by whoever may write
 """
 
@@ -26,7 +27,7 @@ from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import syncfs
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import BusyError, ExistsError, StoreError
-from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.catalog import BlobIndex, Catalog
 from mountstore.namespace.commits import Committer
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.drafts import Drafts
@@ -34,6 +35,9 @@ from mountstore.namespace.files import Files
 from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
+from mountstore.namespace.paths import find_paths
+from mountstore.namespace.recovery import Recovered, recover_contents
+from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.space import Space
 from mountstore.namespace.versions import Versions
@@ -48,6 +52,7 @@ _BLOBS = "blobs"
 _CATALOG = "catalog.db"
 _STAGING = "staging"
 _LOCK = "lock"
+_BAD = "bad"
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -232,7 +237,11 @@ class Store:
             dir_limit=self.config.dir_limit,
             exclusive=not self.read_only,
         )
+        if not self.read_only:
+            self._known = BlobIndex(self.catalog.path)
+            self.tree.trusted = self._known
         self.ledger = Ledger(self.catalog)
+        self.replaced = Replaced(self.catalog)
         self.inodes = InodeTable(self.catalog)
         self.space = Space(path)
         self.versions = Versions(self.catalog, self.inodes)
@@ -242,6 +251,7 @@ class Store:
             catalog=self.catalog,
             inodes=self.inodes,
             ledger=self.ledger,
+            replaced=self.replaced,
             tree=self.tree,
             interval_s=commit_s,
             on_doubt=self._stop_writes,
@@ -256,6 +266,7 @@ class Store:
             parameters=parameters,
             staging=staging,
             space=self.space,
+            replaced=self.replaced,
         )
         self.sealer = Sealer(
             inodes=self.inodes,
@@ -275,6 +286,8 @@ class Store:
         )
         self.commits.take_retired = self.drafts.take_retired
         self.commits.seal_closed = self.sealer.seal_closed
+        self.commits.on_full = self._set_full
+        self.namespace.on_replaced = self.drafts.note_taken_over
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False, commit_s: float = 5.0, acl: bool = False) -> Self:
@@ -289,6 +302,14 @@ class Store:
 
     def _stop_writes(self) -> None:
         self.namespace.read_only = True
+        self.catalog.set_meta("doubt", 1)
+        try:
+            self.commits.commit()
+        except Exception as exc:
+            log.error("%s", exc)
+
+    def _set_full(self, full: bool) -> None:
+        self.namespace.no_room = full
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -318,19 +339,47 @@ class Store:
                 await self._finish()
 
     def _recover(self) -> None:
-        orphans = self.inodes.remove_orphans()
+        """Bring the store into order after whatever ended its last use; see docs/durability.md.
+
+        Each step may be repeated after a crash in the middle of it.
+        """
         clean = bool(self.catalog.get_meta("clean", 1))
-        drafts = self.drafts.restore()
+        doubt = bool(self.catalog.get_meta("doubt", 0))
+        rebooted = self.catalog.get_meta("boot_id") != boot_id()
+        recovered = None
         if not clean:
+            recovered = recover_contents(
+                self.catalog, self.tree, aside=os.path.join(self.path, _BAD), cold=doubt
+            )
+        orphans = self.inodes.remove_orphans()
+        drafts = self.drafts.restore()
+        if recovered is not None:
             log.warning(
-                "the store was not unmounted cleanly; %d drafts brought back, %d removed files dropped",
+                "the store was not unmounted cleanly%s; %d drafts brought back, %d removed files dropped,"
+                " %d blobs checked",
+                " before the machine went down" if rebooted else "",
                 drafts,
                 orphans,
+                recovered.checked,
             )
         self._clear_staging()
         self.catalog.set_meta("clean", 0)
         self.catalog.set_meta("boot_id", boot_id())
+        self.catalog.set_meta("doubt", 0)
         self.commits.commit()
+        self.catalog.flush_wal()
+        if recovered is not None:
+            self._report(recovered)
+
+    def _report(self, recovered: Recovered) -> None:
+        for inode in recovered.restored:
+            log.warning("%s: the last changes did not reach the disk; it is as before", self._name(inode))
+        for inode in recovered.lost:
+            log.error("%s: its content did not reach the disk; it cannot be read", self._name(inode))
+
+    def _name(self, inode: int) -> str:
+        paths = find_paths(self.catalog.path, inode)
+        return " = ".join(os.fsdecode(path) for path in paths) or f"inode {inode}"
 
     def _clear_staging(self) -> None:
         """Half-written blobs of the last run go; drafts that are nobody's are kept aside."""
@@ -363,6 +412,8 @@ class Store:
 
     def _close(self) -> None:
         self.contents.close()
+        if not self.read_only:
+            self._known.close()
         try:
             self.catalog.close()
         finally:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from mountstore.blobs.digest import Buffer, Digest
@@ -101,6 +101,10 @@ class BalancedTree:
         else:
             self._lock = shared = SharedLock(self.root)
             self._levels = Levels(self.root, gid, shared)
+        # Blobs whose bytes are known to be whole and, in time, to survive power loss. Any other that is found
+        # when the same content is added has its bytes compared, and is replaced if they differ: a crash
+        # can leave a blob whose name reached the disk and whose bytes did not. None: all are.
+        self.trusted: Container[Digest] | None = None
         # Counts the changes made through this object, under the lock: while it stands still, and nobody
         # else adds, the answer of a look-up holds.
         self._changes = 0
@@ -180,7 +184,10 @@ class BalancedTree:
         changes = self._changes
         found, odd = self._look(digest)
         if found is not None:
-            return Added(digest, found, False)
+            if self._is_trusted(digest) or _holds(found, data):
+                return Added(digest, found, False)
+            self.distrust(digest)
+            odd = self._look(digest)[1]
         staged = self._staging.write(data)
         try:
             return self._place(staged, digest, odd, changes)
@@ -264,10 +271,16 @@ class BalancedTree:
         changes = self._changes
         found, odd = self._look(digest)
         if found is not None:
-            drop_file(path)
-            return Added(digest, found, False)
+            if self._is_trusted(digest) or _is_whole(found, digest):
+                drop_file(path)
+                return Added(digest, found, False)
+            self.distrust(digest)
+            odd = self._look(digest)[1]
         self._staging.adopt(path, status)
         return self._place(path, digest, odd, changes)
+
+    def _is_trusted(self, digest: Digest) -> bool:
+        return self.trusted is None or digest in self.trusted
 
     # --- removing ---
 
@@ -474,6 +487,25 @@ class BalancedTree:
         self._changes += 1
         self._levels.removed(directory)
         self._levels.prune(directory)
+
+
+def _holds(path: str, data: Buffer) -> bool:
+    """Whether a file consists of these bytes."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall() == data
+    except FileNotFoundError:
+        return False
+
+
+def _is_whole(path: str, digest: Digest) -> bool:
+    """Whether a file has this digest."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return digest_of_rest(file, b"") == digest
+    except FileNotFoundError:
+        return False
+
 
 def _is_regular(path: str) -> bool:
     try:

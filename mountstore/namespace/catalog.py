@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
+from mountstore.blobs.flush import allocate_beyond_end
 from mountstore.errors import CorruptError, ExistsError, NoSpaceError, StoreError
 
 CATALOG_FORMAT = 1
@@ -38,6 +40,9 @@ _CACHE_KIB = 24 * 1024
 
 _CHECKPOINT_BYTES = 16 << 20
 """A WAL longer than this is worth a checkpoint."""
+
+_AHEAD_BYTES = 4 << 20
+"""Allocated behind the WAL: a thousand changed pages, enough to delete some ten thousand files."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
@@ -120,6 +125,19 @@ CREATE TABLE inode_history (
     history INTEGER NOT NULL
 ) STRICT;
 
+CREATE TABLE previous (              -- what an inode stood for at the last hard sync, if it changed since
+    inode      INTEGER PRIMARY KEY,
+    kind       INTEGER NOT NULL,     -- its content, as in inode
+    sha256     BLOB,
+    blob_size  INTEGER,
+    size       INTEGER NOT NULL,
+    allocated  INTEGER NOT NULL,
+    staging    TEXT,                 -- and the draft over it, as in draft
+    draft_size INTEGER,
+    base_limit INTEGER,
+    dirty      BLOB
+) STRICT;
+
 CREATE TABLE draft (                 -- staging files whose content an fsync has promised
     inode      INTEGER PRIMARY KEY,
     staging    TEXT NOT NULL,
@@ -147,6 +165,22 @@ class ListingRow(NamedTuple):
     name: bytes
     inode: int
     row: InodeRow | None
+
+
+class ContentRow(NamedTuple):
+    """The content of one inode, as columns."""
+
+    inode: int
+    kind: int
+    sha256: bytes
+    blob_size: int
+    size: int
+
+
+PreviousRow = tuple[
+    int, int, bytes | None, int | None, int, int, str | None, int | None, int | None, bytes | None
+]
+"""The columns of `previous` in the order of the schema."""
 
 
 class DraftRow(NamedTuple):
@@ -185,6 +219,7 @@ class Catalog:
         self._said: list[tuple[str, Any, bool]] = []
         self._checkpointer: sqlite3.Connection | None = None
         self._wal_fd = -1
+        self._wal_allocated = 0
         self._committed_changes = self._db.total_changes
 
     def _prepare_schema(self) -> None:
@@ -285,10 +320,21 @@ class Catalog:
         """Make every commit so far survive power loss. Blocks: for a worker thread, one at a time."""
         if self._wal_fd < 0:
             try:
-                self._wal_fd = os.open(self.path + "-wal", os.O_RDONLY | os.O_CLOEXEC)
+                self._wal_fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 return
+            # The name, of a WAL that SQLite has just made.
+            directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
         os.fdatasync(self._wal_fd)
+        size = os.fstat(self._wal_fd).st_size
+        if size + _AHEAD_BYTES // 2 > self._wal_allocated and allocate_beyond_end(
+            self._wal_fd, size, _AHEAD_BYTES
+        ):
+            self._wal_allocated = size + _AHEAD_BYTES
 
     def checkpoint(self) -> None:
         """Move what the WAL holds into the database file. Blocks: for a worker thread, one at a time."""
@@ -449,6 +495,38 @@ class Catalog:
     def clear_unsynced(self) -> None:
         self.say("DELETE FROM unsynced")
 
+    def delete_blob(self, digest: Digest) -> None:
+        self.say("DELETE FROM blob WHERE sha256 = ? AND size = ?", tuple(digest))
+
+    def contents(self) -> Iterator[ContentRow]:
+        """The contents of all inodes that have one; reads the whole table, half a second for a million."""
+        for row in self._execute("SELECT id, kind, sha256, blob_size, size FROM inode WHERE kind <> 0"):
+            yield ContentRow(*row)
+
+    def set_content(
+        self, inode: int, kind: int, digest: Digest | None, size: int, allocated: int
+    ) -> None:
+        """Recovery only: point an inode that is not in memory at another content."""
+        sha256, blob_size = digest or (None, None)
+        self.say(
+            "UPDATE inode SET kind = ?, sha256 = ?, blob_size = ?, size = ?, allocated = ? WHERE id = ?",
+            (kind, sha256, blob_size, size, allocated, inode),
+        )
+
+    # --- what contents replaced ---
+
+    def put_previous(self, rows: Iterable[PreviousRow]) -> None:
+        self._say_all("INSERT OR REPLACE INTO previous VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def delete_previous(self, inode: int) -> None:
+        self.say("DELETE FROM previous WHERE inode = ?", (inode,))
+
+    def clear_previous(self) -> None:
+        self.say("DELETE FROM previous")
+
+    def previous(self) -> list[PreviousRow]:
+        return self._execute("SELECT * FROM previous").fetchall()
+
     def unsynced(self) -> list[Digest]:
         return [Digest(sha256, size) for sha256, size in self._execute("SELECT * FROM unsynced")]
 
@@ -459,6 +537,10 @@ class Catalog:
 
     def delete_draft(self, inode: int) -> None:
         self.say("DELETE FROM draft WHERE inode = ?", (inode,))
+
+    def get_draft(self, inode: int) -> DraftRow | None:
+        row = self._execute("SELECT * FROM draft WHERE inode = ?", (inode,)).fetchone()
+        return None if row is None else DraftRow(*row)
 
     def drafts(self) -> list[DraftRow]:
         return [DraftRow(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
@@ -482,6 +564,25 @@ class Savepoint:
             del catalog._said[self._said :]
             catalog.say("ROLLBACK TO operation")
         catalog.say("RELEASE operation")
+
+
+class BlobIndex:
+    """Which blobs the catalog had recorded at the last commit, on a connection of its own; any thread."""
+
+    def __init__(self, path: str) -> None:
+        self._db = connect(path, read_only=True)
+        self._lock = threading.Lock()
+
+    def __contains__(self, digest: object) -> bool:
+        with self._lock:
+            found = self._db.execute(
+                "SELECT 1 FROM blob WHERE sha256 = ? AND size = ?", cast(Digest, digest)
+            ).fetchone()
+        return found is not None
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
 
 
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:

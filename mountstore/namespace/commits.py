@@ -22,16 +22,20 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from mountstore.blobs.flush import syncfs
+from mountstore.blobs.staging import drop_file
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import NoSpaceError, ReadOnlyError
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.draft import StagedDraft
 from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.ledger import Ledger
+from mountstore.namespace.replaced import Replaced
 
 log = logging.getLogger(__name__)
 
 SOFT_INTERVAL_S = 0.25
+
+_FAILURES_MAX = 8
+"""Timed commits that may fail one after the other, but for a full disk, before writes are stopped."""
 
 _FEW = 16
 """Up to so many blobs are flushed one by one; beyond, flushing the file system is cheaper."""
@@ -62,6 +66,7 @@ class Committer:
         catalog: Catalog,
         inodes: InodeTable,
         ledger: Ledger,
+        replaced: Replaced,
         tree: BalancedTree,
         interval_s: float,
         on_doubt: Callable[[], None],
@@ -69,6 +74,8 @@ class Committer:
         self._catalog = catalog
         self._inodes = inodes
         self._ledger = ledger
+        self._replaced = replaced
+        self._retired: list[str] = []
         self._tree = tree
         self._interval_s = interval_s
         self._on_doubt = on_doubt
@@ -77,9 +84,11 @@ class Committer:
         self._synced_at_change = -1
         self._doubt: Exception | None = None
         self._full = False
+        self._failures = 0
         # Set by the store: staging files to delete after the sync, and drafts to try again.
-        self.take_retired: Callable[[], list[StagedDraft]] = list
+        self.take_retired: Callable[[], list[str]] = list
         self.seal_closed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.on_full: Callable[[bool], None] = lambda full: None
 
     # --- soft ---
 
@@ -91,6 +100,7 @@ class Committer:
         """
         self._inodes.flush()
         self._ledger.flush()
+        self._replaced.flush()
         self._catalog.commit()
 
     def _commit_or_keep(self) -> None:
@@ -100,11 +110,23 @@ class Committer:
         except NoSpaceError as exc:
             if not self._full:
                 log.error("%s; changes are kept in memory until there is room", exc)
-            self._full = True
+            self._set_full(True)
         except Exception as exc:
-            self._in_doubt(exc)
+            # Nothing that was committed is in doubt, and nothing since is forgotten; but for how long?
+            self._failures += 1
+            log.error("%s; changes are kept in memory", exc)
+            if self._failures > _FAILURES_MAX:
+                self._in_doubt(exc)
         else:
-            self._full = False
+            self._set_full(False)
+            self._failures = 0
+
+    def _set_full(self, full: bool) -> None:
+        if full != self._full:
+            self._full = full
+            self.on_full(full)
+            if not full:
+                log.warning("there is room again, and the changes kept in memory are written")
 
     # --- hard ---
 
@@ -145,19 +167,27 @@ class Committer:
             # nothing about the bytes of the first (fsync(2), "EIO"), and their blobs stay listed as unsynced.
             self.commit()
             raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
-        retired = self.take_retired()
+        retired, self._retired = [*self._retired, *self.take_retired()], []
         taken = self._ledger.take_unsynced()
+        self._replaced.take()
         everything, self._ledger.suspect = self._ledger.suspect, False
         try:
             await trio.to_thread.run_sync(self._flush_blobs, list(taken.values()), everything)
         except BaseException as exc:
             self._ledger.put_back(taken)
+            self._replaced.put_back()
             self._ledger.suspect = True
             if isinstance(exc, Exception):
                 self._in_doubt(exc)
             raise
         self._ledger.settle()
-        self.commit()
+        self._replaced.settle()
+        try:
+            self.commit()
+        except Exception:
+            # The next one flushes for nothing, but deletes these.
+            self._retired += retired
+            raise
         changes = self._catalog.changes()
         try:
             await trio.to_thread.run_sync(self._catalog.flush_wal)
@@ -165,10 +195,14 @@ class Committer:
             self._in_doubt(exc)
             raise
         self._synced_at_change = changes
-        for draft in retired:
-            draft.discard()
+        for path in retired:
+            drop_file(path)
         if self._catalog.wants_checkpoint():
-            await trio.to_thread.run_sync(self._catalog.checkpoint)
+            try:
+                await trio.to_thread.run_sync(self._catalog.checkpoint)
+            except Exception as exc:
+                # Nothing depends on it: the WAL has it all, and grows until a checkpoint succeeds.
+                log.error("the catalog cannot be checkpointed: %s", exc)
 
     def _flush_blobs(self, paths: list[str], everything: bool) -> None:
         if everything or len(paths) > _FEW:

@@ -21,6 +21,7 @@ from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft, StagedDraft, StreamedDraft
 from mountstore.namespace.inodes import Change, Inode, InodeTable
+from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Drafts:
         parameters: ChunkingParameters,
         staging: str,
         space: Space,
+        replaced: Replaced,
     ) -> None:
         self._catalog = catalog
         self._inodes = inodes
@@ -54,9 +56,10 @@ class Drafts:
         self._parameters = parameters
         self._staging = staging
         self._space = space
+        self._replaced = replaced
         self._memory_bytes = 0
         # Staging files whose content is sealed, to be deleted when the seal survives power loss.
-        self._retired: list[StagedDraft] = []
+        self._retired: list[str] = []
 
     # --- opening ---
 
@@ -186,11 +189,24 @@ class Drafts:
             draft.close()
             if draft.recorded:
                 self._catalog.delete_draft(inode.id)
-                self._retired.append(draft)
+                self._retired.append(draft.path)
             else:
                 draft.discard()
 
-    def take_retired(self) -> list[StagedDraft]:
+    def note_replaced(self, inode: Inode) -> None:
+        """The inode's draft is about to become its content: note what that replaces."""
+        draft = inode.draft
+        recorded = type(draft) is StagedDraft and draft.recorded
+        row = self._catalog.get_draft(inode.id) if recorded else None
+        self._replaced.note(inode.id, inode.content, inode.allocated, row)
+
+    def note_taken_over(self, inode: Inode, replaced: Inode) -> None:
+        """A file took the name of another by a rename: note what the name stood for."""
+        if inode.is_regular and replaced.is_regular:
+            row = self._catalog.get_draft(replaced.id) if replaced.draft is not None else None
+            self._replaced.inherit(inode.id, replaced.id, replaced.content, replaced.allocated, row)
+
+    def take_retired(self) -> list[str]:
         """Staging files to delete after the hard sync that is about to start."""
         retired, self._retired = self._retired, []
         return retired
@@ -208,7 +224,10 @@ class Drafts:
         A draft that cannot be brought back is reported and its staging file kept.
         """
         restored = 0
-        for row in self._catalog.drafts():
+        rows = self._catalog.drafts()
+        sealed = set(self._replaced.load()) - {row.staging for row in rows}
+        self._retired += [os.path.join(self._staging, name) for name in sealed]
+        for row in rows:
             try:
                 inode = self._inodes.get(row.inode)
                 if not inode.is_regular:
@@ -229,8 +248,8 @@ class Drafts:
         return restored
 
     def staging_in_use(self) -> set[str]:
-        """Base names of the staging files that belong to drafts."""
-        return {
+        """Base names of the staging files that belong to drafts, or did until they were sealed."""
+        return {os.path.basename(path) for path in self._retired} | {
             os.path.basename(inode.draft.path)
             for inode in self._inodes.drafted()
             if type(inode.draft) is StagedDraft

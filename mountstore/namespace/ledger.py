@@ -37,11 +37,14 @@ class Ledger:
             if blob.new:
                 self.blobs_new += 1
                 self.bytes_new += digest.size_bytes
-                self._unsynced[digest] = blob.path
-                self._unlisted.append(digest)
             else:
                 self.blobs_known += 1
                 self.bytes_known += digest.size_bytes
+            # Known to the tree only: another seal has just placed it and is not through, or one that a crash
+            # ended; nobody but us has it flushed.
+            if blob.new or self.checksum(digest) is None:
+                self._unsynced[digest] = blob.path
+                self._unlisted.append(digest)
             # Also for a known one: a tree that was adopted or rebuilt has blobs without a row.
             self._pending[digest] = blob.checksum
 

@@ -11,7 +11,7 @@ Contents of regular files are `mountstore.namespace.files`.
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import NamedTuple
 
 from mountstore.errors import (
@@ -20,6 +20,7 @@ from mountstore.errors import (
     FoundDirectoryError,
     MisuseError,
     NameTooLongError,
+    NoSpaceError,
     NotEmptyError,
     NotPermittedError,
     ReadOnlyError,
@@ -75,12 +76,21 @@ class Namespace:
         self._versions = versions
         self._acl = acl
         self._orphans: dict[int, Inode] = {}
+        # Told of a file that takes the name of another by a rename; set by the store.
+        self.on_replaced: Callable[[Inode, Inode], None] = lambda inode, replaced: None
+        # The disk is so full that not even names can be recorded: nothing new is accepted.
+        self.no_room = False
         self.read_only = read_only
 
     def require_writable(self) -> None:
         """Raises: ReadOnlyError if nothing may be changed."""
         if self.read_only:
             raise ReadOnlyError("mounted read-only")
+
+    def require_room(self) -> None:
+        """Raises: NoSpaceError if nothing may be added."""
+        if self.no_room:
+            raise NoSpaceError("there is no room for the catalog")
 
     # --- finding ---
 
@@ -166,6 +176,7 @@ class Namespace:
           ExistsError, AbsentError, NameTooLongError, WantsDirectoryError, ReadOnlyError
         """
         parent = self._writable_directory(parent_id, name)
+        self.require_room()
         if target is not None and len(target) > TARGET_MAX:
             raise NameTooLongError(f"target of {len(target)} bytes")
         if name in (b".", b".."):
@@ -348,6 +359,8 @@ class Namespace:
                 self._catalog.point_entry(new_parent_id, new_name, inode.id)
             if directory:
                 new_parent.nlink -= 1
+            else:
+                self.on_replaced(inode, replaced)
             self._unlinked(replaced, now)
         self._moved(inode, old_parent, new_parent, now)
         self._touch(old_parent, now)

@@ -121,6 +121,7 @@ class Sealer:
                 if blob.new:
                     self._contents.verified.add(blob.digest)
         if content != inode.content:
+            self._drafts.note_replaced(inode)
             self._versions.sealed(inode, content)
             self._contents.close_reader(inode)
             inode.content = content

@@ -191,6 +191,8 @@ async def test_a_damaged_blob_that_is_written_again_is_not_trusted(store: Store)
     first = opened(store, b"first")
     await append(store, first, data)
     await store.files.release(first)
+    # Until it is recorded, a blob found in place is not taken for good.
+    store.commits.commit()
     tree: BalancedTree = store.tree
     victim = max((path for _, path in tree.walk()), key=os.path.getsize)
     os.chmod(victim, 0o644)

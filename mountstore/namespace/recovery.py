@@ -1,0 +1,176 @@
+"""What a crash left: which of the newest blobs are whole, and what becomes of the files whose content is not.
+
+A soft commit is not flushed, and neither are the blobs it speaks of; after power loss the one can be on the
+disk without the other. Those blobs are listed as unsynced, so they are read and compared here, before
+anything else happens. That is at most what was written in one commit interval.
+
+A file with a damaged content goes back to what it, or the name it took, stood for before (see
+`mountstore.namespace.replaced`). If there is nothing to go back to, it was made within the last interval and never
+flushed: it stays as it is and its reads fail, until the same content is written again. The damaged
+blobs are moved aside, so that this puts whole ones in their place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from mountstore.blobs.content import Content, ContentKind
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.manifest import load_manifest
+from mountstore.blobs.tree import BalancedTree
+from mountstore.blobs.verification import check_open_blob, read_blob
+from mountstore.errors import BlobMissingError, CorruptError
+from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.replaced import Previous, from_row
+
+log = logging.getLogger(__name__)
+
+_THREADS = 4
+"""Two would do for hashing; the others wait for the disk."""
+
+Candidates = Callable[[int], Iterable[Previous]]
+"""What an inode may go back to, the best first."""
+
+
+class Recovered(NamedTuple):
+    """What `recover_contents` found. Inode numbers in `restored` and `lost`, digests in `damaged`."""
+
+    checked: int
+    damaged: frozenset[Digest]
+    restored: list[int]
+    lost: list[int]
+
+
+def recover_contents(
+    catalog: Catalog, tree: BalancedTree, *, aside: str, cold: bool, candidates: Candidates | None = None
+) -> Recovered:
+    """Check the blobs listed as unsynced, and mend the inodes whose content has a damaged one.
+
+    Everything is in the catalog's open transaction, except that damaged blobs are moved to the directory
+    `aside`; doing it again after another crash comes to the same. Before inodes are in memory.
+
+    Args:
+      cold: What lies in the page cache is not to be believed: a flush of it failed.
+      candidates: What an inode may go back to; default: what `catalog.previous` has of it.
+
+    Raises:
+      OSError: A blob can neither be read nor moved.
+    """
+    unsynced = catalog.unsynced()
+    damaged = _find_damaged(catalog, tree, unsynced, cold=cold)
+    if not damaged:
+        return Recovered(len(unsynced), frozenset(), [], [])
+    if candidates is None:
+        notes = {row[0]: from_row(row) for row in catalog.previous()}
+
+        def candidates(inode: int) -> Iterable[Previous]:
+            return [notes[inode]] if inode in notes else []
+
+    judge = _Judge(catalog, tree, damaged, frozenset(unsynced))
+    restored, lost = [], []
+    affected = [
+        row.inode
+        for row in catalog.contents()
+        if judge.is_damaged(
+            Content(ContentKind(row.kind), Digest(row.sha256, row.blob_size), row.size)
+        )
+    ]
+    for inode in affected:
+        previous = next((found for found in candidates(inode) if not judge.is_damaged(found.content)), None)
+        if previous is None:
+            lost.append(inode)
+            continue
+        content = previous.content
+        catalog.set_content(
+            inode, int(content.kind), content.digest, content.size_bytes, previous.allocated
+        )
+        catalog.delete_draft(inode)
+        if previous.draft is not None:
+            catalog.put_draft(previous.draft._replace(inode=inode))
+        catalog.delete_previous(inode)
+        restored.append(inode)
+    for digest in damaged:
+        _move_aside(tree, digest, aside)
+        catalog.delete_blob(digest)
+    return Recovered(len(unsynced), damaged, restored, lost)
+
+
+def _find_damaged(
+    catalog: Catalog, tree: BalancedTree, digests: Collection[Digest], *, cold: bool
+) -> frozenset[Digest]:
+    checks = [(digest, catalog.get_checksum(digest)) for digest in digests]
+
+    def is_damaged(check: tuple[Digest, bytes | None]) -> bool:
+        digest, checksum = check
+        try:
+            fd = tree.open(digest)
+        except (BlobMissingError, CorruptError):
+            return True
+        try:
+            if cold:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            check_open_blob(fd, digest, checksum)
+        except CorruptError:
+            return True
+        except OSError as exc:
+            log.error("blob %s cannot be read: %s", digest.name, exc)
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        verdicts = pool.map(is_damaged, checks, chunksize=16)
+        return frozenset(digest for (digest, _), bad in zip(checks, verdicts, strict=True) if bad)
+
+
+class _Judge:
+    """Tells whether contents have a damaged blob.
+
+    Only what was sealed since the last hard sync can: pieces are placed before the manifest that lists
+    them, so a manifest of which a piece is listed as unsynced is listed itself.
+    """
+
+    def __init__(
+        self, catalog: Catalog, tree: BalancedTree, damaged: frozenset[Digest], unsynced: frozenset[Digest]
+    ) -> None:
+        self._catalog = catalog
+        self._tree = tree
+        self._damaged = damaged
+        self._unsynced = unsynced
+        self._manifests: dict[Digest, bool] = {}
+
+    def is_damaged(self, content: Content) -> bool:
+        digest = content.digest
+        if digest is None or digest not in self._unsynced:
+            return False
+        if digest in self._damaged or content.kind is ContentKind.BLOB:
+            return digest in self._damaged
+        if digest not in self._manifests:
+            self._manifests[digest] = self._has_damaged_piece(content, digest)
+        return self._manifests[digest]
+
+    def _has_damaged_piece(self, content: Content, digest: Digest) -> bool:
+        try:
+            loaded = load_manifest(
+                lambda blob, checksum: read_blob(self._tree, blob, checksum),
+                digest,
+                self._catalog.get_checksum(digest),
+                content.size_bytes,
+            )
+        except (BlobMissingError, CorruptError):
+            return True
+        manifest = loaded.manifest
+        return any(manifest.entry(i).digest in self._damaged for i in range(len(manifest)))
+
+
+def _move_aside(tree: BalancedTree, digest: Digest, aside: str) -> None:
+    os.makedirs(aside, 0o700, exist_ok=True)
+    try:
+        tree.move_out(digest, os.path.join(aside, digest.name))
+    except BlobMissingError:
+        pass

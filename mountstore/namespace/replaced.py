@@ -1,0 +1,116 @@
+"""What each inode stood for at the last hard sync, as long as its newer content may not survive power loss.
+
+A soft commit can reach the disk before the blobs it speaks of. If power fails then, recovery finds them
+damaged and lets the inode go back to what is noted here, so that an overwritten file has its old content,
+and so has a name that a new file was renamed over.
+
+Invariants
+  1. A note is in the same transaction as the content that replaces it.
+  2. What a note speaks of survived power loss when it was made, or is itself listed as unsynced.
+  3. The staging file of a draft in a note exists until the hard sync that makes the note needless.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mountstore.blobs.content import EMPTY, Content, ContentKind
+from mountstore.blobs.digest import Digest
+from mountstore.namespace.catalog import Catalog, DraftRow, PreviousRow
+
+
+class Previous(NamedTuple):
+    """A content, and the recorded draft over it that an fsync has promised."""
+
+    content: Content
+    allocated: int
+    draft: DraftRow | None
+
+
+class Replaced:
+    """The notes of one store; the thread that owns the namespace."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        # Those that the hard sync under way makes needless, and those made since it began.
+        self._taken: dict[int, Previous] = {}
+        self._since: dict[int, Previous] = {}
+        self._unlisted: dict[int, Previous] = {}
+
+    def load(self) -> list[str]:
+        """At start: take up the notes that a crash left. Returns the staging files in them."""
+        self._since = {row[0]: from_row(row) for row in self._catalog.previous()}
+        return [note.draft.staging for note in self._since.values() if note.draft is not None]
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self._unlisted)
+
+    def note(self, inode: int, content: Content, allocated: int, draft: DraftRow | None) -> None:
+        """An inode is about to get another content; only its first one since the last hard sync counts."""
+        if inode not in self._since and (content.digest is not None or draft is not None):
+            self._put(inode, Previous(content, allocated, draft))
+
+    def inherit(
+        self, inode: int, replaced: int, content: Content, allocated: int, draft: DraftRow | None
+    ) -> None:
+        """A file took the name of `replaced`, which has this content: should its own be lost, it goes back
+        to that, unless it has something of its own to go back to."""
+        if inode in self._since or inode in self._taken:
+            return
+        previous = self._since.get(replaced) or self._taken.get(replaced)
+        if previous is None and (content.digest is not None or draft is not None):
+            previous = Previous(content, allocated, draft)
+        if previous is not None:
+            self._put(inode, previous)
+
+    def _put(self, inode: int, previous: Previous) -> None:
+        self._since[inode] = previous
+        # The note of a sync under way is the one that holds until it has ended.
+        if inode not in self._taken:
+            self._unlisted[inode] = previous
+
+    def flush(self) -> None:
+        """Write new notes into the catalog's open transaction."""
+        if self._unlisted:
+            self._catalog.put_previous(_to_rows(self._unlisted))
+            self._unlisted = {}
+
+    def take(self) -> None:
+        """A hard sync begins: what was replaced so far will be needless when it has ended."""
+        self.flush()
+        self._taken = {**self._since, **self._taken}
+        self._since = {}
+
+    def put_back(self) -> None:
+        """It failed."""
+        self._since = {**self._since, **self._taken}
+        self._taken = {}
+
+    def settle(self) -> None:
+        """The blobs are flushed: only later notes stay."""
+        self._catalog.clear_previous()
+        self._taken = {}
+        self._unlisted = dict(self._since)
+        self.flush()
+
+
+def from_row(row: PreviousRow) -> Previous:
+    inode, kind, sha256, blob_size, size, allocated, staging, draft_size, base_limit, dirty = row
+    content = EMPTY
+    if sha256 is not None and blob_size is not None:
+        content = Content(ContentKind(kind), Digest(sha256, blob_size), size)
+    draft = None
+    if staging is not None:
+        assert draft_size is not None and base_limit is not None and dirty is not None
+        draft = DraftRow(inode, staging, draft_size, base_limit, dirty)
+    return Previous(content, allocated, draft)
+
+
+def _to_rows(notes: dict[int, Previous]) -> list[PreviousRow]:
+    rows: list[PreviousRow] = []
+    for inode, (content, allocated, draft) in notes.items():
+        sha256, blob_size = content.digest or (None, None)
+        recorded = (None, None, None, None) if draft is None else draft[1:]
+        rows.append((inode, int(content.kind), sha256, blob_size, content.size_bytes, allocated, *recorded))
+    return rows
