@@ -243,6 +243,7 @@ class Drafts:
             inode.size = draft.size_bytes
             inode.view = None
             inode.change = Change(base, inode.mtime_ns)
+            inode.change.ended = True
             inode.change.touch(min((start for start, _ in draft.dirty_ranges()), default=draft.size_bytes))
             restored += 1
         return restored

@@ -83,6 +83,8 @@ class Files:
                 inode.syncs = 0
                 if inode.draft is None:
                     inode.change = None
+                elif inode.change is not None:
+                    inode.change.ended = True
                 if inode.draft is not None and inode.nlink > 0:
                     await self._sealer.seal_or_keep(inode)
         inode.handles -= 1
@@ -224,6 +226,7 @@ class Files:
         inode.size = size
         inode.view = None
         if inode.writers == 0 and inode.nlink > 0:
+            inode.change.ended = True
             await self._sealer.seal(inode)
 
     def _clear_privileges(self, inode: Inode, member: bool) -> None:

@@ -61,12 +61,14 @@ class Change:
     prefix of what it becomes.
     """
 
-    __slots__ = ("lowest", "mtime_ns", "origin", "recorded")
+    __slots__ = ("ended", "lowest", "mtime_ns", "origin", "recorded")
 
     def __init__(self, origin: Content, mtime_ns: int) -> None:
         self.origin = origin
         self.mtime_ns = mtime_ns
         self.lowest = origin.size_bytes
+        self.ended = False
+        """The last writer has closed; what a later one does is another change."""
         self.recorded = False
         """The origin is in the inode's history."""
 

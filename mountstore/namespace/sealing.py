@@ -128,7 +128,7 @@ class Sealer:
         inode.size = content.size_bytes
         inode.allocated = content.size_bytes - sealed.hole_bytes
         self._drafts.retire(inode)
-        if inode.writers == 0:
+        if inode.change is not None and inode.change.ended:
             inode.change = None
         self._inodes.changed(inode)
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
@@ -108,6 +109,27 @@ async def test_emptying_a_file_leaves_its_content_and_filling_it_leaves_nothing(
         await p.save(b"f", b"")
         await p.save(b"f", b"two")
         assert await p.history(b"f") == [b"one"]
+
+
+async def test_a_writer_who_comes_while_the_last_one_is_sealed_begins_a_change_of_its_own(
+    tmp_path: Path,
+) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"one")
+        files = p.store.files
+        large = b"two" * 100_000
+        first = files.open(inode, writable=True, privileged=True)
+        await files.truncate(inode, 0, privileged=True)
+        await files.write(first, 0, large)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(files.release, first)
+            await trio.lowlevel.checkpoint()
+            assert inode.busy is not None
+            second = files.open(inode, writable=True, privileged=True)
+        await files.truncate(inode, 0, privileged=True)
+        await files.write(second, 0, b"three")
+        await files.release(second)
+        assert await p.history(b"f") == [b"one", large]
 
 
 async def test_fsync_within_a_session_supersedes_once(tmp_path: Path) -> None:
