@@ -122,6 +122,11 @@ def check_contents(audit: Audit, findings: Findings) -> None:
             _add_lost(audit, findings, lost)
             lost = []
     _add_lost(audit, findings, lost)
+    for digest, number, broken in audit.lost_versions():
+        findings.add(
+            Kind.VERSION_LOST,
+            f"{number} old version(s) cannot be read: {broken or f'blob {digest.name} is missing or damaged'}",
+        )
 
 
 def _add_lost(audit: Audit, findings: Findings, lost: list[tuple[ContentRow, str]]) -> None:

@@ -29,8 +29,10 @@ _ID_MAX = (1 << 32) - 2
 
 
 def check_namespace(audit: Audit, findings: Findings) -> None:
-    """Find what is wrong with names, inodes and their attributes; contents are `check_contents`."""
-    audit.prepare_names()
+    """Find what is wrong with names, inodes and their attributes; contents are `check_contents`.
+
+    `Audit.prepare_names` was called after the last change.
+    """
     _check_counters(audit, findings)
     _check_root(audit, findings)
     for entry in audit.unsound_entries():
@@ -95,7 +97,7 @@ def _check_root(audit: Audit, findings: Findings) -> None:
             "there is no root directory",
             Change("make it anew", automatic=False, catalog=_make_root),
         )
-    elif stat.S_IFMT(mode) != stat.S_IFDIR:
+    elif _type_of(mode) != stat.S_IFDIR:
         findings.add(
             Kind.ROOT_WRONG,
             f"the root is no directory (mode {mode:o})",
@@ -136,9 +138,9 @@ def _judge_entry(audit: Audit, findings: Findings, entry: AuditedEntry) -> None:
             change = Change("remove the entry", automatic=False, catalog=remove.catalog)
         if entry.parent != ROOT:
             findings.add(Kind.ENTRY_ASTRAY, f"{what}: directory {entry.parent} does not exist", change)
-    elif stat.S_IFMT(entry.parent_mode) != stat.S_IFDIR:
+    elif _type_of(entry.parent_mode) != stat.S_IFDIR:
         # The root's own type is put right, not its entries.
-        if entry.parent != ROOT and stat.S_IFMT(entry.parent_mode) in _TYPES:
+        if entry.parent != ROOT and _type_of(entry.parent_mode) in _TYPES:
             findings.add(Kind.ENTRY_ASTRAY, f"{what}: inode {entry.parent} is no directory", remove)
         return
     if not _is_name(entry.name):
@@ -157,6 +159,11 @@ def _judge_entry(audit: Audit, findings: Findings, entry: AuditedEntry) -> None:
             f"{what} has the position {entry.cookie} in its listing",
             Change("put it at the end", catalog=partial(Audit.replace_cookie, parent=parent, name=name)),
         )
+
+
+def _type_of(mode: int) -> int:
+    """As stat.S_IFMT, for any number."""
+    return mode & 0o170000
 
 
 def _is_name(name: bytes) -> bool:
@@ -255,7 +262,7 @@ def _judge_inode(findings: Findings, inode: AuditedInode) -> None:
         )
         return
     what = f"inode {number}"
-    kind = stat.S_IFMT(inode.mode)
+    kind = _type_of(inode.mode)
     if not 0 <= inode.mode <= 0xFFFF or kind not in _TYPES:
         right = _likely_type(inode) | inode.mode & 0o7777
         findings.add(

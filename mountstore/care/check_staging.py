@@ -35,6 +35,7 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
                 ),
             )
         names.discard(draft.staging)
+    names -= audit.staging_names()
     for name in sorted(names):
         kept = "keep it aside in staging/kept" if name.startswith("draft-") else "delete it"
         findings.add(
@@ -48,7 +49,7 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
 def _flaw(draft: DraftFacts, names: set[str]) -> str | None:
     if draft.mode is None:
         return "belongs to no inode"
-    if stat.S_IFMT(draft.mode) != stat.S_IFREG:
+    if draft.mode & 0o170000 != stat.S_IFREG:
         return "belongs to something that is no regular file"
     if draft.staging not in names:
         return "has no file in staging: what it held is lost"

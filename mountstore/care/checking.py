@@ -64,7 +64,9 @@ def presumed_clean(path: str) -> bool:
             return False
         try:
             with Audit(premises.catalog) as audit:
-                return audit.meta("clean") == 1 and read_notes(premises.notes).errors == 0
+                if audit.schema_differences() or audit.meta("clean") != 1:
+                    return False
+                return read_notes(premises.notes).errors == 0
         except CorruptError:
             return False
 
@@ -138,6 +140,7 @@ class Examination:
         return self._report(findings, Statistics(), clean=False)
 
     def _check_rows(self, audit: Audit, findings: Findings) -> None:
+        audit.prepare_names()
         read_manifests(self.premises, audit, findings)
         check_contents(audit, findings)
         check_blob_rows(audit, findings)

@@ -47,6 +47,7 @@ class Kind(StrEnum):
     ATTRIBUTE_STRAY = "stray attribute"
     ATTRIBUTE_COUNT = "wrong attribute count"
     CONTENT_LOST = "content lost"
+    VERSION_LOST = "old version lost"
     BLOB_DAMAGED = "blob damaged"
     BLOB_MISPLACED = "blob misplaced"
     BLOB_ROW_INVALID = "invalid blob record"

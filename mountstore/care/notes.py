@@ -66,10 +66,11 @@ def read_notes(path: str) -> Notes:
 
 
 def write_notes(path: str, notes: Notes) -> None:
-    """Put `notes` at `path`, whole. Raises: OSError; the old ones are then as they were."""
+    """Put `notes` at `path`. Raises: OSError; the old ones are then as they were.
+
+    Durability: none; what power loss leaves of them is not taken for notes, and a check makes them anew.
+    """
     fresh = path + ".new"
     with open(fresh, "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(notes), indent=1))
-        file.flush()
-        os.fsync(file.fileno())
     os.rename(fresh, path)

@@ -80,8 +80,6 @@ def repair_store(
                 before = before or report
                 made += (mended := _mend_catalog(audit, examination, report, automatic_only, on_step))
             failed += _mend_files(premises, mended, on_step)
-            on_step("flush to disk")
-            syncfs(premises.path)
             on_step("check")
             # What was read is known from the findings file; not all of it is read again.
             examination = Examination(premises)
@@ -130,12 +128,17 @@ def _mend_catalog(
 
 def _mend_files(premises: Premises, made: list[Finding], on_step: Callable[[str], None]) -> list[str]:
     failed = []
+    moved = False
     for finding in made:
         if finding.change is None or finding.change.files is None:
             continue
         on_step(str(finding))
         try:
             finding.change.files(premises)
+            moved = True
         except (OSError, MountstoreError) as exc:
             failed.append(f"{finding.what}: {exc}")
+    if moved:
+        on_step("flush to disk")
+        syncfs(premises.path)
     return failed
