@@ -358,8 +358,9 @@ class StreamedDraft:
     def allocated_bytes(self) -> int:
         return self.end + self.parked_bytes
 
-    def write(self, offset: int, data: bytes) -> bool:
-        """Take bytes that continue the stream, or will soon; False if they do neither, or it is ending."""
+    def write(self, offset: int, data: bytes, room: int = PARKED_MAX) -> bool:
+        """Take bytes that continue the stream, or will soon and fit into `room` bytes of memory; False if they
+        do neither, or it is ending."""
         if self._finishing:
             return False
         if offset == self.end:
@@ -369,7 +370,7 @@ class StreamedDraft:
                 self._append(early)
             return True
         far = offset - self.end + len(data) > PARKED_MAX or offset < self.end
-        if far or self.parked_bytes + len(data) > PARKED_MAX or offset in self.parked:
+        if far or self.parked_bytes + len(data) > PARKED_MAX or len(data) > room or offset in self.parked:
             return False
         self.parked[offset] = data
         self.parked_bytes += len(data)
@@ -386,8 +387,11 @@ class StreamedDraft:
 
     def feed(self, data: bytearray) -> None:
         """Cut and place bytes from `take_pending`; blocks. Raises: as `StreamingSeal.feed`."""
-        self.stuck = True
-        self._stream.feed(data)
+        try:
+            self._stream.feed(data)
+        except BaseException:
+            self.stuck = True
+            raise
         self.stuck = False
 
     def finish(self, data: bytearray) -> Sealed:

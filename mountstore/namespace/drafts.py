@@ -61,6 +61,11 @@ class Drafts:
         # Staging files whose content is sealed, to be deleted when the seal survives power loss.
         self._retired: list[str] = []
 
+    @property
+    def memory_bytes(self) -> int:
+        """What all drafts hold in memory, as counted against `MEMORY_TOTAL`."""
+        return self._memory_bytes
+
     # --- opening ---
 
     async def open(self, inode: Inode, *, keep: int) -> Draft:
@@ -145,6 +150,13 @@ class Drafts:
         self._replace(inode, memory, streamed)
         return streamed
 
+    def write_streamed(self, draft: StreamedDraft, offset: int, data: bytes) -> bool:
+        """As `StreamedDraft.write`, within the memory that is left for what comes early."""
+        parked = draft.parked_bytes
+        taken = draft.write(offset, data, MEMORY_TOTAL - self._memory_bytes)
+        self._memory_bytes += draft.parked_bytes - parked
+        return taken
+
     def _replace(self, inode: Inode, memory: MemoryDraft, draft: Draft) -> None:
         draft.claimed = memory.claimed
         self._memory_bytes -= len(memory.data)
@@ -185,6 +197,8 @@ class Drafts:
         self._space.release(draft.claimed)
         if type(draft) is MemoryDraft:
             self._memory_bytes -= len(draft.data)
+        elif type(draft) is StreamedDraft:
+            self._memory_bytes -= draft.parked_bytes
         elif type(draft) is StagedDraft:
             draft.close()
             if draft.recorded:

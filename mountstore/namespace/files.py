@@ -175,7 +175,7 @@ class Files:
             if inode.draft is not draft or inode.busy is not None:
                 return False
         self._drafts.claim(draft, len(data))
-        if not draft.write(offset, data):
+        if not self._drafts.write_streamed(draft, offset, data):
             return False
         inode.size = draft.size_bytes
         # Whoever waits here has its bytes placed by those before, or places theirs with its own.

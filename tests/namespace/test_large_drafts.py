@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
+from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.staging import Staging
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError
@@ -183,6 +187,55 @@ async def test_a_stream_that_cannot_be_placed_takes_no_more_into_memory(store: S
     await append(store, handle, data[stream.end :], stream.end)
     await store.files.release(handle)
     assert await content(store, handle.inode) == data
+
+
+async def test_writers_do_not_wait_for_bytes_that_are_being_placed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or those behind would overtake them, and the stream would end."""
+    data = os.urandom(MEMORY_MAX + 3 * PART)
+    handle = opened(store)
+    await append(store, handle, data[: MEMORY_MAX + PART])
+    stream = handle.inode.draft
+    assert type(stream) is StreamedDraft
+    reached, opened_again = threading.Event(), threading.Event()
+    real = StreamingSeal.feed
+
+    def feed(self: StreamingSeal, data: bytes) -> None:
+        reached.set()
+        assert opened_again.wait(60)
+        real(self, data)
+
+    monkeypatch.setattr(StreamingSeal, "feed", feed)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(append, store, handle, data[stream.end : -PART], stream.end)
+        assert await trio.to_thread.run_sync(reached.wait, 60)
+        nursery.start_soon(append, store, handle, data[-PART:], len(data) - PART)
+        await trio.testing.wait_all_tasks_blocked()
+        end = stream.end
+        opened_again.set()
+    assert end == len(data)
+    await store.files.release(handle)
+    assert await content(store, handle.inode) == data
+
+
+async def test_what_is_parked_counts_as_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "MEMORY_TOTAL", PART + PART // 2)
+    data = os.urandom(MEMORY_MAX + 3 * PART)
+    handles = []
+    for number in range(3):
+        handle = opened(store, b"%d" % number)
+        await append(store, handle, data[: -2 * PART])
+        await store.files.write(handle, len(data) - PART, data[-PART:])
+        handles.append(handle)
+    # The first leaves no room for what the others would park.
+    kinds = [type(handle.inode.draft) for handle in handles]
+    assert kinds == [StreamedDraft, StagedDraft, StagedDraft]
+    for handle in handles:
+        await store.files.write(handle, len(data) - 2 * PART, data[-2 * PART : -PART])
+        await store.files.release(handle)
+        assert await content(store, handle.inode) == data
+    assert store.drafts.memory_bytes == 0
 
 
 async def test_a_damaged_blob_that_is_written_again_is_not_trusted(store: Store) -> None:
