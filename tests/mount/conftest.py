@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mount.live import LiveMount, let_everybody_reach
+from mount.live import SCALE, LiveMount, let_everybody_reach
 from mount.picture import assert_same, picture
 
 MountMaker = Callable[..., LiveMount]
@@ -18,6 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("mount")
+            if SCALE > 1:
+                item.add_marker(pytest.mark.timeout(300 * SCALE))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from mount.conftest import MountMaker
 from mount.live import PATIENCE_S, SCALE, LiveMount
 from mount.picture import assert_same, picture
+from mount.syscalls import write_back
 from mount.test_machine import SMALL_LIMITS
 
 MIB = 1 << 20
@@ -215,6 +216,66 @@ def test_processes_that_share_a_file_find_what_they_wrote(
                 index, digest = line.split()
                 data = os.pread(file.fileno(), block, int(index) * block)
                 assert hashlib.sha256(data).hexdigest() == digest, f"block {index}"
+
+
+_SCRAMBLE = """
+choice = random.Random(number)
+paths = [f"{args[0]}/{name}" for name in "ab"]
+for step in range(int(args[1])):
+    path = choice.choice(paths)
+    what = choice.randrange(12)
+    data = choice.randbytes(choice.choice([1, 4096, 30_000, 150_000]))
+    offset = choice.choice([0, 1, 4096, 10_000, 65_536, 100_001, 400_000])
+    try:
+        if what == 0:
+            with open(path, "wb", buffering=0) as file: file.write(data)
+        elif what == 1:
+            with open(path, "ab", buffering=0) as file: file.write(data)
+        elif what == 2:
+            os.truncate(path, offset)
+        elif what == 3:
+            with open(f"{path}{number}", "wb", buffering=0) as file:
+                file.write(data)
+                if choice.random() < 0.5: os.fsync(file.fileno())
+            os.rename(f"{path}{number}", path)
+        elif what == 4:
+            os.unlink(path)
+        elif what == 5:
+            os.link(path, choice.choice(paths))
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            for turn in range(choice.randrange(1, 6)):
+                if what < 8: os.pwrite(fd, data, offset + turn * len(data))
+                elif what == 8: os.pread(fd, len(data), offset)
+                elif what == 9: os.ftruncate(fd, choice.choice([0, offset, offset + len(data)]))
+                elif what == 10:
+                    os.fsync(fd)
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                else:
+                    os.utime(fd, ns=(turn, offset))
+                    os.fchmod(fd, 0o600 + turn)
+            os.close(fd)
+    except (FileNotFoundError, FileExistsError):
+        pass
+"""
+
+
+@pytest.mark.parametrize("limits", ["", SMALL_LIMITS], ids=["ordinary", "small limits"])
+def test_files_that_all_change_are_the_same_out_of_the_cache_and_after_a_remount(
+    make_mount: MountMaker, limits: str
+) -> None:
+    mount = make_mount("commit=0.2", prelude=limits, piece_max=65536)
+    for _ in range(3):
+        crowd(_SCRAMBLE, 4, mount.path, 150 * SCALE)
+        before = picture(mount.path, exact=True)
+        for path in mount.path.iterdir():
+            fd = os.open(path, os.O_RDONLY)
+            write_back(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+        assert_same(picture(mount.path, exact=True), before)
+        mount.remount()
+        assert_same(picture(mount.path, exact=True), before)
 
 
 _COPIES = """
