@@ -101,31 +101,34 @@ class Committer:
         self._inodes.flush()
         self._ledger.flush()
         self._replaced.flush()
-        self._catalog.commit()
+        try:
+            self._catalog.commit()
+        except NoSpaceError:
+            self._set_full(True)
+            raise
+        self._set_full(False)
+        self._failures = 0
 
     def _commit_or_keep(self) -> None:
         """The timed commit: on a full disk the changes wait for room."""
         try:
             self.commit()
-        except NoSpaceError as exc:
-            if not self._full:
-                log.error("%s; changes are kept in memory until there is room", exc)
-            self._set_full(True)
+        except NoSpaceError:
+            pass
         except Exception as exc:
             # Nothing that was committed is in doubt, and nothing since is forgotten; but for how long?
             self._failures += 1
             log.error("%s; changes are kept in memory", exc)
             if self._failures > _FAILURES_MAX:
                 self._in_doubt(exc)
-        else:
-            self._set_full(False)
-            self._failures = 0
 
     def _set_full(self, full: bool) -> None:
         if full != self._full:
             self._full = full
             self.on_full(full)
-            if not full:
+            if full:
+                log.error("no room for the catalog; changes are kept in memory until there is")
+            else:
                 log.warning("there is room again, and the changes kept in memory are written")
 
     # --- hard ---

@@ -70,6 +70,7 @@ async def test_a_hard_sync_comes_by_itself_and_empties_unsynced(
     flushed = threading.Semaphore(0)
     monkeypatch.setattr(Catalog, "flush_wal", lambda _catalog: flushed.release())
     async with Store.open(store_path, commit_s=5).running() as store:
+        assert flushed.acquire(blocking=False)  # of the recovery
         await store.commits.hard_sync()
         assert flushed.acquire(blocking=False)
         await write_file(store, b"f", b"content")
@@ -204,6 +205,9 @@ async def test_a_full_disk_at_a_commit_is_no_end(
             for _ in range(3):
                 store.commits._commit_or_keep()
             assert caplog.text.count("no room") == 1
+            with pytest.raises(NoSpaceError):
+                store.namespace.create(ROOT, b"g", FILE, USER)
+        store.commits.commit()
         store.namespace.create(ROOT, b"g", FILE, USER)
         store.commits.commit()
         assert committed(store_path) == [b"f", b"g"]
