@@ -71,6 +71,9 @@ class _Row(NamedTuple):
         return self.blob_size if self.kind == RowKind.SPLICE else 1
 
 
+_ANY = 1 << 62
+"""Beyond every number of a version."""
+
 _COLUMNS = "number, kind, sha256, blob_size, size, mode, uid, gid, mtime_ns, until_ns"
 
 
@@ -129,59 +132,89 @@ class Histories:
         return 0 if last is None else last.number + last.span - 1
 
     def get(self, history: int, number: int) -> Version:
-        """Version `number`, from 1 to `count`; its content is None if it is a prefix of what is current."""
-        version, stored = self._find(history, number)
-        if stored.kind != RowKind.PREFIX:
+        """Version `number`, from 1 to `count`; its content is None if it is a prefix of what is current.
+
+        Raises: LookupError if there is none, or no longer.
+        """
+        row, stored, last = self._find(history, number)
+        version = _version(row)
+        if row.kind != RowKind.PREFIX:
             return version
-        total = self.count(history)
-        while number < total:
-            number += 1
-            successor, stored = self._find(history, number)
-            if stored.kind != RowKind.PREFIX:
-                return version._replace(content=successor.content)
+        whole = self._whole_after(stored, row.number, last)
+        if whole is not None and whole.kind != RowKind.SPLICE:
+            return version._replace(content=_version(whole).content)
+        if whole is not None or stored != history:
+            # What followed is stored elsewhere, which is rare: read it through.
+            for found, resolved in self.numbered(history):
+                if found == number:
+                    return resolved
         return version
 
     def versions(self, history: int) -> Iterator[Version]:
         """All of them, oldest first; prefixes as in `get`."""
-        waiting: list[Version] = []
-        for version, kind in self._flat(history, self.count(history)):
-            if kind == RowKind.PREFIX:
-                waiting.append(version)
-                continue
-            for earlier in waiting:
-                yield earlier._replace(content=version.content)
-            waiting = []
+        for _, version in self.numbered(history):
             yield version
+
+    def numbered(self, history: int) -> Iterator[tuple[int, Version]]:
+        """All of them with their numbers, oldest first; prefixes as in `get`."""
+        waiting: list[tuple[int, Version]] = []
+        for number, row in self._flat(history, self.count(history)):
+            version = _version(row)
+            if row.kind == RowKind.PREFIX:
+                waiting.append((number, version))
+                continue
+            for earlier, prefix in waiting:
+                yield earlier, prefix._replace(content=version.content)
+            waiting = []
+            yield number, version
         yield from waiting
 
-    def _flat(self, history: int, count: int) -> Iterator[tuple[Version, int]]:
+    def times(self, history: int) -> Iterator[tuple[int, int, int, int]]:
+        """Number, `mtime_ns`, `until_ns` and `directory` of each version, oldest first."""
+        for number, row in self._flat(history, self.count(history)):
+            directory = row.size if row.kind == RowKind.DIRECTORY else 0
+            yield number, row.mtime_ns, row.until_ns, directory
+
+    def _flat(self, history: int, count: int) -> Iterator[tuple[int, _Row]]:
+        """Rows that are versions, each with its number in `history`, up to number `count`."""
         # An explicit stack: a log that is rotated for years is spliced as often.
-        stack = [(self._rows(history), count)]
+        stack = [(self._rows(history), 0, count)]
         while stack:
-            rows, left = stack.pop()
+            rows, shift, last = stack.pop()
             for row in rows:
-                if left <= 0:
+                number = shift + row.number
+                if number > last:
                     break
                 if row.kind == RowKind.SPLICE:
-                    taken = min(row.span, left)
-                    stack.append((rows, left - taken))
-                    stack.append((self._rows(row.size), taken))
+                    stack.append((rows, shift, last))
+                    stack.append((self._rows(row.size), number - 1, min(number - 1 + row.span, last)))
                     break
-                left -= 1
-                yield _version(row), row.kind
+                yield number, row
 
-    def _find(self, history: int, number: int) -> tuple[Version, _Row]:
+    def _find(self, history: int, number: int) -> tuple[_Row, int, int]:
+        """The row of a version, the history it is stored in, and the last number of that which counts."""
+        last = _ANY
         while True:
             found = self._catalog.ask(
                 f"SELECT {_COLUMNS} FROM version WHERE history = ? AND number <= ? ORDER BY number DESC LIMIT 1",
                 (history, number),
             ).fetchone()
-            if found is None:
+            row = None if found is None else _Row(*found)
+            if row is None or row.number + row.span <= number:
                 raise LookupError(f"history {history} has no version {number}")
-            row = _Row(*found)
             if row.kind != RowKind.SPLICE:
-                return _version(row), row
+                return row, history, last
+            last = min(row.span, last - row.number + 1)
             history, number = row.size, number - row.number + 1
+
+    def _whole_after(self, history: int, number: int, last: int) -> _Row | None:
+        """The first row beyond `number`, up to `last`, that is no prefix."""
+        found = self._catalog.ask(
+            f"SELECT {_COLUMNS} FROM version WHERE history = ? AND number > ? AND number <= ? AND kind != ?"
+            " ORDER BY number LIMIT 1",
+            (history, number, last, RowKind.PREFIX),
+        ).fetchone()
+        return None if found is None else _Row(*found)
 
     def _rows(self, history: int) -> Iterator[_Row]:
         found = self._catalog.ask(
@@ -237,6 +270,11 @@ class Histories:
             return self._add(history, last[1:])
         count = last.number + last.span - 1
         return self._add(history, (RowKind.SPLICE, None, count, other, 0, 0, 0, 0, 0))
+
+    def is_fork(self, history: int) -> bool:
+        """Whether it has nothing but what another one has too."""
+        last = self._last(history)
+        return last is None or (last.number == 1 and last.kind == RowKind.SPLICE)
 
     def fork(self, history: int) -> int:
         """A history that begins with all that this one holds now; 0 for an empty one."""

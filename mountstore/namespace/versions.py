@@ -13,12 +13,13 @@ Rules
      with the content that moved away, if anything had been superseded there; else it leaves nothing, or
      every temporary name would.
   4. A name that is taken again soon after its content moved away has that content as its latest version (an
-     editor moved `f` to `f~` and writes a new `f`); when the moved file is then unlinked unchanged, its
-     own name keeps nothing of it. Soon is within `RETAKEN_S`, and sooner than the content had been there:
-     a temporary name that is used again and again is there shorter than it is not.
-  5. An empty content is no version; unchanged content makes none. Removing one of several hard links leaves
+     editor moved `f` to `f~` and writes a new `f`). Soon is within `RETAKEN_S`, and sooner than the content had
+     been there: a temporary name that is used again and again is there shorter than it is not.
+  5. A file that was renamed, and is unlinked without having changed since, leaves nothing under its new name
+     if the name it left has all of it (an editor's backup).
+  6. An empty content is no version; unchanged content makes none. Removing one of several hard links leaves
      nothing unless the name had a history.
-  6. A directory that is removed is recorded under its name if names in it have histories.
+  7. A directory that is removed is recorded under its name if names in it have histories.
 
 Everything happens in the catalog's open transaction, so with the operation that caused it, or not at all.
 """
@@ -66,8 +67,8 @@ class Versions:
         self.histories = Histories(catalog, inodes.next_cookie)
         self.enabled = enabled
         self._moved: OrderedDict[tuple[int, bytes], _Moved] = OrderedDict()
-        # Inodes whose content a name has taken over by rule 4, and that content.
-        self._kept: OrderedDict[int, Content] = OrderedDict()
+        # What the name that an inode left has of it (rules 3 and 4): the content, and how much of its history.
+        self._kept: OrderedDict[int, tuple[Content, int]] = OrderedDict()
 
     # --- reading ---
 
@@ -120,27 +121,33 @@ class Versions:
         own = histories.of_name(parent, name)
         if inode.nlink > 1 and not own:
             return
-        history = own
-        in_place = 0
-        if inode.nlink == 1:
-            in_place = histories.of_inode(inode.id)
+        in_place = histories.of_inode(inode.id) if inode.nlink == 1 else 0
+        kept = self._kept.get(inode.id)
+        if not replaced and kept == (inode.content, histories.count(in_place)) and histories.is_fork(own):
+            if own:
+                histories.give_name(parent, name, 0)
             if in_place:
-                history = histories.append_all(history, in_place)
                 histories.give_inode(inode.id, 0)
-        content = inode.content
-        kept = not replaced and not in_place and self._kept.get(inode.id) == content
-        if content != EMPTY and not kept:
-            history = histories.append(
-                history,
-                content,
-                mode=inode.mode,
-                uid=inode.uid,
-                gid=inode.gid,
-                mtime_ns=inode.mtime_ns,
-                until_ns=now,
-            )
+            return
+        history = own
+        if in_place:
+            history = histories.append_all(history, in_place)
+            histories.give_inode(inode.id, 0)
+        if inode.content != EMPTY:
+            history = self._append(history, inode, now)
         if history != own:
             histories.give_name(parent, name, history)
+
+    def _append(self, history: int, inode: Inode, now: int) -> int:
+        return self.histories.append(
+            history,
+            inode.content,
+            mode=inode.mode,
+            uid=inode.uid,
+            gid=inode.gid,
+            mtime_ns=inode.mtime_ns,
+            until_ns=now,
+        )
 
     def _directory_removed(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
         if next(self.histories.names(inode.id), None) is None:
@@ -178,17 +185,10 @@ class Versions:
                 histories.give_name(new_parent, new_name, histories.fork(own))
             left = histories.append_all(own, in_place)
             if inode.content != EMPTY:
-                left = histories.append(
-                    left,
-                    inode.content,
-                    mode=inode.mode,
-                    uid=inode.uid,
-                    gid=inode.gid,
-                    mtime_ns=inode.mtime_ns,
-                    until_ns=now,
-                )
+                left = self._append(left, inode, now)
             if left != own:
                 histories.give_name(parent, name, left)
+            self._keep(inode.id, inode.content, histories.count(in_place))
             if replaced and in_place and inode.nlink == 1:
                 # The new name goes on with its own history.
                 histories.give_inode(inode.id, 0)
@@ -223,6 +223,9 @@ class Versions:
         )
         if history != own:
             self.histories.give_name(parent, name, history)
-        self._kept[moved.inode] = moved.content
+        self._keep(moved.inode, moved.content, 0)
+
+    def _keep(self, inode: int, content: Content, count: int) -> None:
+        self._kept[inode] = content, count
         if len(self._kept) > _MOVED_MAX:
             self._kept.popitem(last=False)
