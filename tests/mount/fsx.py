@@ -105,7 +105,8 @@ class Exerciser:
             near = self._random.choice(self._sizes.edges) + self._random.choice((-1, 0, 0, 1, 17))
             return max(0, min(limit, near))
         if kind < 0.5:
-            return max(0, min(limit, len(self._shadow) + self._random.choice((0, 0, 0, -1, 1, -4096, 4096, 100_000))))
+            near = len(self._shadow) + self._random.choice((0, 0, 0, -1, 1, -4096, 4096, 100_000))
+            return max(0, min(limit, near))
         offset = self._random.randrange(limit + 1)
         return offset & ~4095 if kind < 0.7 else offset
 
