@@ -46,6 +46,15 @@ need_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >&2
 }
 
+# need_postgresql: PostgreSQL's programs, without the database that Debian makes and starts at installation.
+need_postgresql() {
+    local settings=/etc/postgresql-common/createcluster.conf
+    ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || return 0
+    need_packages postgresql-common
+    [ ! -e "$settings" ] || as_root sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' "$settings"
+    need_packages postgresql postgresql-contrib
+}
+
 # newest_python: print the newest python3 that is new enough and can make a virtualenv and be built for.
 newest_python() {
     local minor candidate
