@@ -154,8 +154,8 @@ def _show(report: Report, *, verbose: bool) -> None:
     if len(listed) < sum(report.counts.values()):
         for kind, number in report.counts.items():
             print(f"  {number:10d}  {kind}")
-    if not report.clean and not report.error_count:
-        print(f"{path}: was not closed in order; the next mount recovers what was not finished")
+    if not report.clean:
+        print(f"{path}: was not closed in order; mounting it recovers what was not finished")
     got = report.statistics
     errors, notes = report.error_count, sum(report.counts.values()) - report.error_count
     remarks = f", {_count(notes, 'note')}" if notes else ""
