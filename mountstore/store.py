@@ -40,6 +40,7 @@ from mountstore.namespace.recovery import Recovered, recover_contents
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.space import Space
+from mountstore.namespace.timeline import Timeline
 from mountstore.namespace.versions import Versions
 from mountstore.namespace.xattrs import Attributes
 
@@ -258,6 +259,9 @@ class Store:
         )
         parameters = self.config.chunking()
         self.contents = Contents(self.tree, self.ledger)
+        self.timeline = Timeline(
+            catalog=self.catalog, inodes=self.inodes, versions=self.versions, contents=self.contents
+        )
         self.drafts = Drafts(
             catalog=self.catalog,
             inodes=self.inodes,

@@ -121,6 +121,9 @@ def _server(
             commit_s=choices.commit_s,
             fast_loop=choices.fast_loop,
             kernel=choices.kernel,
+            show_versions=choices.show_versions,
+            versions=choices.versions,
+            versions_name=choices.versions_name,
             xattr=choices.xattr,
         )
         serve_session(store, mountpoint, options, on_ready)

@@ -61,8 +61,11 @@ SWITCHES: dict[str, tuple[str, bool]] = {
     "nohandshake": ("handshake", False),
     "fastloop": ("fast_loop", True),
     "nofastloop": ("fast_loop", False),
+    "noversions": ("versions", False),
+    "show_versions": ("show_versions", True),
+    "noshow_versions": ("show_versions", False),
 }
-VALUED = ("commit", "busy_poll", "dir_limit", "log")
+VALUED = ("commit", "busy_poll", "dir_limit", "log", "versions")
 
 DIR_LIMIT_MIN = 16
 """A directory of the balanced tree must at least hold its sixteen children."""
@@ -79,6 +82,9 @@ class Choices:
     xattr: bool = True
     handshake: bool = True
     fast_loop: bool = True
+    versions: bool = True
+    versions_name: str = ".versions"
+    show_versions: bool = False
     kernel: frozenset[str] = frozenset()
     commit_s: float = 5.0
     busy_poll_us: int = 200
@@ -191,6 +197,10 @@ def _parse_value(name: str, value: str) -> tuple[str, object]:
         case "dir_limit":
             limits = (DIR_LIMIT_MIN, DIR_LIMIT_MAX)
             return "dir_limit", int(_number(name, value, *limits, "entries", whole=True))
+        case "versions":
+            if "/" in value or value in (".", "..") or len(os.fsencode(value)) > 255:
+                raise Failure(Exit.USAGE, f"versions={value}: must be a name that a directory may have")
+            return "versions_name", value
         case _:
             if value in ("stderr", "syslog", "journal"):
                 return "log", value
@@ -227,6 +237,9 @@ options behind -o:
   acl                  POSIX access control lists
   noxattr              no extended attributes
   commit=SECONDS       at most this much unsynced work is lost with the power (5)
+  versions=NAME        what the version directory in every directory is called (.versions)
+  show_versions        list it, too; else it is only there when asked for by name
+  noversions           keep no versions and show none
   log=WHERE            an absolute path, journal, syslog, or (in the foreground) stderr
   dir_limit=N          entries in a directory of blobs, for a store that this mount creates
                        ({DIR_LIMIT_MIN}…; 32000); an existing store must have been made with the same

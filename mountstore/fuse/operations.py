@@ -39,6 +39,8 @@ from pyfuse3 import (
 
 from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
 from mountstore.fuse.errnos import fuse_error
+from mountstore.fuse.versions_view import VersionsView
+from mountstore.fuse.virtual import VIRTUAL, VirtualInodes
 from mountstore.namespace import acl as acls
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import Inode
@@ -80,13 +82,22 @@ class Operations(pyfuse3.Operations):
 
     Args:
       cache_s: How long the kernel may cache; shorter for a read-only mount beside a writer.
+      versions_name: Of the version directory in every directory; None for none.
+      show_versions: List it, too.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = True
 
     def __init__(
-        self, store: Store, *, acl: bool = False, xattr: bool = True, cache_s: float = _CACHE_S
+        self,
+        store: Store,
+        *,
+        acl: bool = False,
+        xattr: bool = True,
+        cache_s: float = _CACHE_S,
+        versions_name: bytes | None = b".versions",
+        show_versions: bool = False,
     ) -> None:
         super().__init__()
         self.enable_acl = acl
@@ -103,6 +114,12 @@ class Operations(pyfuse3.Operations):
         self._reported: set[tuple[int, str]] = set()
         self._handles: dict[int, Handle] = {}
         self._numbers = itertools.count(1)
+        self._virtual = VirtualInodes()
+        self._versions = VersionsView(store, cache_s)
+        # No name is empty.
+        self._versions_name = versions_name or b""
+        self._show_versions = show_versions and bool(versions_name)
+        self._shadowed_reported = False
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
         self._absent = EntryAttributes()
         self._absent.st_ino = InodeT(0)
@@ -139,13 +156,44 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        if parent_inode >= VIRTUAL or name == self._versions_name:
+            return await self._lookup_virtual(parent_inode, name)
         inode = self._find(parent_inode, name)
         if inode is None:
             return self._absent
         return inode.view or self._present(inode)
 
+    async def _lookup_virtual(self, parent: int, name: bytes) -> EntryAttributes:
+        if parent >= VIRTUAL:
+            answer = await self._virtual.lookup(parent, name)
+            return self._present(self._get(answer)) if isinstance(answer, int) else answer
+        if not self._shadowed_reported and self._find(parent, name) is not None:
+            self._report_shadowed(parent)
+        return self._virtual.present(self._versions.of_directory(parent))
+
+    def _report_shadowed(self, parent: int) -> None:
+        """Say once that something in the store has the name of the version directories."""
+        if not self._shadowed_reported:
+            self._shadowed_reported = True
+            name = os.fsdecode(self._versions_name)
+            log.warning(
+                "inode %d has an entry %s, which the version directory of that name hides;"
+                " mount with versions=OTHERNAME to get at it",
+                parent,
+                name,
+            )
+
+    def _require_real(self, parent: int, name: bytes, *, made: bool = False) -> None:
+        """Whatever is virtual is read-only, also for root, and its name is taken."""
+        if parent >= VIRTUAL:
+            raise FUSEError(errno.EROFS)
+        if name == self._versions_name:
+            raise FUSEError(errno.EEXIST if made else errno.EROFS)
+
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:
+            if self._virtual:
+                self._virtual.forget(inode_list)
             for inode in self._namespace.forget([number for number, _ in inode_list]):
                 await self._files.drop(inode)
         except Exception as exc:
@@ -156,6 +204,7 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
+        self._require_real(parent_inode, name, made=True)
         return self._present(
             self._namespace.create(
                 parent_inode, name, mode, Caller(ctx.uid, ctx.gid), umask=ctx.umask, rdev=rdev
@@ -166,6 +215,7 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
+        self._require_real(parent_inode, name, made=True)
         mode = ModeT(stat.S_IFDIR | mode & 0o7777)
         return self._present(
             self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), umask=ctx.umask)
@@ -175,6 +225,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        self._require_real(parent_inode, name, made=True)
         mode = stat.S_IFLNK | 0o777
         return self._present(
             self._namespace.create(parent_inode, name, mode, Caller(ctx.uid, ctx.gid), target=target)
@@ -184,15 +235,29 @@ class Operations(pyfuse3.Operations):
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        self._require_real(new_parent_inode, new_name, made=True)
+        if inode >= VIRTUAL:
+            raise FUSEError(errno.EROFS)
         return self._present(self._namespace.link(inode, new_parent_inode, new_name))
 
     @_guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._require_real(parent_inode, name)
+        await self._seal_closed(self._find(parent_inode, name))
         self._namespace.unlink(parent_inode, name)
 
     @_guarded
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        self._require_real(parent_inode, name)
         self._namespace.rmdir(parent_inode, name)
+
+    async def _seal_closed(self, inode: Inode | None) -> None:
+        """What is about to lose a name leaves what its last writer wrote as a version: that is sealed first.
+
+        If it cannot be (a full disk), the name goes all the same.
+        """
+        if inode is not None and inode.draft is not None and inode.writers == 0:
+            await self._store.sealer.seal_or_keep(inode)
 
     @_guarded
     async def rename(
@@ -204,9 +269,14 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        if flags & pyfuse3.RENAME_EXCHANGE:
+        exchanged = bool(flags & pyfuse3.RENAME_EXCHANGE)
+        self._require_real(parent_inode_old, name_old)
+        self._require_real(parent_inode_new, name_new, made=not exchanged)
+        await self._seal_closed(self._find(parent_inode_new, name_new))
+        if exchanged:
             if flags != pyfuse3.RENAME_EXCHANGE:
                 raise FUSEError(errno.EINVAL)
+            await self._seal_closed(self._find(parent_inode_old, name_old))
             self._namespace.exchange(parent_inode_old, name_old, parent_inode_new, name_new)
             return
         if flags & ~pyfuse3.RENAME_NOREPLACE:
@@ -226,6 +296,8 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        if inode >= VIRTUAL:
+            return self._virtual.readlink(inode)
         target = self._get(inode).target
         if target is None:
             raise FUSEError(errno.EINVAL)
@@ -235,22 +307,39 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        if inode >= VIRTUAL:
+            return self._virtual.opendir(inode)
         self._get(inode).handles += 1
         return FileHandleT(inode)
 
     @_guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        if fh >= VIRTUAL:
+            await self._virtual.readdir(fh, start_id, token)
+            return
         present = self._present
+        hidden = self._versions_name
         listing = self._namespace.listing(self._get(InodeT(fh)), start_id)
         try:
             for position, name, inode in listing:
+                if name == hidden:
+                    self._report_shadowed(fh)
+                    continue
                 if not pyfuse3.readdir_reply(token, FileNameT(name), inode.view or present(inode), position):
-                    break
+                    return
         finally:
             listing.close()
+        if self._show_versions and start_id < VIRTUAL:
+            # After everything else: no entry's position is as high.
+            shown = self._virtual.present(self._versions.of_directory(fh))
+            if not pyfuse3.readdir_reply(token, FileNameT(hidden), shown, VIRTUAL):
+                self._virtual.forget([(shown.st_ino, 1)])
 
     @_guarded
     async def releasedir(self, fh: FileHandleT) -> None:
+        if fh >= VIRTUAL:
+            self._virtual.releasedir(fh)
+            return
         inode = self._get(InodeT(fh))
         inode.handles -= 1
         if inode.handles == 0 and inode.nlink == 0 and inode.forgotten:
@@ -264,6 +353,8 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        if inode >= VIRTUAL:
+            return self._virtual.getattr(inode)
         found = self._get(inode)
         return found.view or self._present(found)
 
@@ -276,6 +367,8 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
+        if inode >= VIRTUAL:
+            raise FUSEError(errno.EROFS)
         found = self._get(inode)
         self._namespace.require_writable()
         if fields.update_size:
@@ -338,6 +431,8 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
+        if inode >= VIRTUAL:
+            raise FUSEError(errno.ENODATA)
         found = self._get(inode)
         if not found.xattrs and name.startswith(self._rare):
             # Asked for all the time, and hardly ever there.
@@ -348,6 +443,8 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
+        if inode >= VIRTUAL:
+            raise FUSEError(errno.EROFS)
         found = self._get(inode)
         if name in (acls.ACCESS, acls.DEFAULT):
             self._attributes.set_acl(found, name, value, keep_setgid=_keeps_setgid(ctx, found))
@@ -358,6 +455,8 @@ class Operations(pyfuse3.Operations):
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
+        if inode >= VIRTUAL:
+            return []
         names = self._attributes.names(self._get(inode), trusted=ctx.uid == 0)
         return [XAttrNameT(name) for name in names]
 
@@ -365,6 +464,8 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
+        if inode >= VIRTUAL:
+            raise FUSEError(errno.EROFS)
         self._attributes.remove(self._get(inode), name)
 
     # --- files ---
@@ -385,6 +486,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self._require_real(parent_inode, name, made=True)
         try:
             inode = self._namespace.create(
                 parent_inode,
@@ -404,6 +506,8 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        if inode >= VIRTUAL:
+            return await self._virtual.open(inode, flags)
         return await self._open_existing(self._get(inode), flags, ctx)
 
     async def _open_existing(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
@@ -426,6 +530,8 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        if fh >= VIRTUAL:
+            return await self._virtual.read(fh, off, size)
         inode = self._handles[fh].inode
         try:
             return await self._files.read(inode, off, size)
@@ -469,14 +575,31 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._files.fsync(self._handles[fh].inode)
+        if fh < VIRTUAL:
+            await self._files.fsync(self._handles[fh].inode)
 
     @_guarded
     async def release(self, fh: FileHandleT) -> None:
+        if fh >= VIRTUAL:
+            self._virtual.release(fh)
+            return
         await self._files.release(self._handles.pop(fh))
+
+    async def find_written(self) -> list[bytes]:
+        """A path, from the mount's root, of every file that somebody has open for writing."""
+        inodes = {handle.inode.id for handle in self._handles.values() if handle.writable}
+        if inodes:
+            # The paths are looked up as of the last commit.
+            self._store.commits.commit()
+        paths = []
+        for inode in inodes:
+            found = await trio.to_thread.run_sync(find_paths, self._store.catalog.path, inode)
+            paths += found[:1]
+        return paths
 
     async def release_all(self) -> None:
         """Close what the kernel left open when the connection ended."""
+        self._virtual.release_all()
         while self._handles:
             _, handle = self._handles.popitem()
             await self._files.release(handle)

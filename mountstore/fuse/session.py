@@ -30,7 +30,8 @@ _READ_ONLY_CACHE_S = 1.0
 class MountOptions:
     """How to mount.
 
-    `kernel` has the generic options as mount(8) names them (nosuid, nodev, noexec, noatime, ...).
+    `kernel` has the generic options as mount(8) names them (nosuid, nodev, noexec, noatime, ...). Without
+    `versions`, none are recorded and none are shown.
     """
 
     read_only: bool = False
@@ -41,6 +42,9 @@ class MountOptions:
     fast_loop: bool = True
     busy_poll_us: int = 200
     commit_s: float = 5.0
+    versions: bool = True
+    versions_name: str = ".versions"
+    show_versions: bool = False
     kernel: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -71,11 +75,14 @@ async def _serve(
         commit_s=options.commit_s or math.inf,
         acl=options.acl,
     )
+    store.versions.enabled = options.versions
     async with store.running():
         operations = Operations(
             store,
             acl=options.acl,
             xattr=options.xattr,
+            versions_name=os.fsencode(options.versions_name) if options.versions else None,
+            show_versions=options.show_versions,
             **({"cache_s": _READ_ONLY_CACHE_S} if options.read_only else {}),
         )
         connection = await handshake.mount(
@@ -90,7 +97,7 @@ async def _serve(
             if options.fast_loop:
                 request_loop.install(options.busy_poll_us / 1e6)
             async with trio.open_nursery() as nursery:
-                await nursery.start(_end_on_signal, connection)
+                await nursery.start(_end_on_signal, connection, operations)
                 nursery.start_soon(_announce, on_ready)
                 await request_loop.serve()
                 nursery.cancel_scope.cancel()
@@ -129,7 +136,9 @@ async def _announce(on_ready: Callable[[], None]) -> None:
 
 
 async def _end_on_signal(
-    connection: handshake.Connection, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    connection: handshake.Connection,
+    operations: Operations,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Unmount when told to end; who still uses the mount loses it, after the kernel wrote back all it had."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -140,18 +149,36 @@ async def _end_on_signal(
                 await trio.to_thread.run_sync(mounts.unmount, connection.mountpoint)
             except BusyError as exc:
                 log.warning("%s; detaching it from those who use it", exc)
-                await trio.to_thread.run_sync(_detach, connection.mountpoint)
+                paths = await operations.find_written()
+                await trio.to_thread.run_sync(_detach, connection.mountpoint, paths)
                 pyfuse3.terminate()
             except MountstoreError as exc:
                 log.warning("%s", exc)
                 pyfuse3.terminate()
 
 
-def _detach(mountpoint: str) -> None:
-    """Have the kernel write back all it holds, then take the mount away from its users."""
+def _detach(mountpoint: str, written: list[bytes]) -> None:
+    """Have the kernel write back all it holds, then take the mount away from its users.
+
+    Args:
+      written: Paths in the mount of what is open for writing. For FUSE, syncfs(2) begins to write back
+        everything, but does not wait for it (mapping_no_data_integrity in the kernel's fs-writeback.c); fsync(2)
+        of a file does.
+    """
     try:
         syncfs(mountpoint)
-        os.sync()
+    except OSError as exc:
+        log.warning("%s: %s", mountpoint, exc)
+    for path in written:
+        try:
+            fd = os.open(os.fsencode(mountpoint) + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            log.warning("%s: %s", os.fsdecode(path), exc)
+    try:
         mounts.unmount(mountpoint, lazy=True)
     except (OSError, MountstoreError) as exc:
         log.warning("%s: %s", mountpoint, exc)

@@ -111,6 +111,18 @@ class Histories:
             )
         )
 
+    def names_in_place(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Names of a directory that have no history, but stand for inodes that have one, by position in it."""
+        return iter(
+            self._catalog.ask(
+                "SELECT e.cookie, e.name FROM entry AS e INDEXED BY listing"
+                " JOIN inode_history AS i ON i.inode = e.inode"
+                " LEFT JOIN name_history AS n ON n.parent = e.parent AND n.name = e.name"
+                " WHERE e.parent = ? AND e.cookie > ? AND n.history IS NULL ORDER BY e.cookie",
+                (parent, after),
+            )
+        )
+
     def give_name(self, parent: int, name: bytes, history: int) -> None:
         """Let a name have a history (0: none)."""
         if history:

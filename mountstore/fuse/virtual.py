@@ -1,0 +1,302 @@
+"""Virtual inodes: small trees that the daemon answers for by itself, beside the inodes of the store.
+
+A tree is made of nodes: a `Directory` looks names up and lists them, a `File` is opened for reading, a `Link` has
+a target. Nodes are values made on demand; what makes two of them the same inode is their `key`.
+
+1. Numbers are from `VIRTUAL` on, far beyond those of the store, and never used twice.
+2. A node has a number from the first answer that names it until the kernel forgets it: its look-ups are
+   counted, so the table is as large as what the kernel knows, and a number is stable meanwhile.
+3. Everything is read-only (EROFS), for root too; that check stands in `mountstore.fuse.operations`.
+4. A link never changes: the kernel keeps what it read. So its target is part of its key.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FUSEError, InodeT, ModeT, ReaddirToken
+
+VIRTUAL = 1 << 62
+"""The first number of a virtual inode, and of a handle of one."""
+
+_WINDOW = 2048
+"""Entries of a listing that the kernel may ask for again: it often goes back by part of a buffer."""
+
+
+class Appearance(NamedTuple):
+    """What stat(2) shows of a node, and how long the kernel may keep that and the name that led to it."""
+
+    mode: int
+    uid: int
+    gid: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    entry_timeout_s: float
+    attr_timeout_s: float
+
+
+class Reader(Protocol):
+    """An open file."""
+
+    async def read(self, offset: int, length: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Node(ABC):
+    """Something with a virtual inode."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """What it stands for."""
+
+    @abstractmethod
+    def appearance(self) -> Appearance: ...
+
+
+class Directory(Node):
+    """A directory; `above` is the one it is in, an inode number for one of the store's."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def above(self) -> Directory | int: ...
+
+    @abstractmethod
+    async def lookup(self, name: bytes) -> Node | None:
+        """What a name stands for, if anything."""
+
+    @abstractmethod
+    async def listing(self) -> Iterator[tuple[bytes, Node]]:
+        """Names and nodes, produced as they are asked for; the tree may change meanwhile."""
+
+
+class File(Node):
+    """A regular file."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def open(self) -> tuple[Reader, bool]:
+        """The open file, and whether the kernel may keep what it read of it before."""
+
+
+class Link(Node):
+    """A symbolic link."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def target(self) -> bytes: ...
+
+
+class _Known:
+    """A node the kernel knows, with how often it was told."""
+
+    __slots__ = ("count", "node", "number")
+
+    def __init__(self, number: int, node: Node) -> None:
+        self.number = number
+        self.node = node
+        self.count = 0
+
+
+class _Listing:
+    """An open directory. Positions are ordinals; `.` and `..` are 1 and 2."""
+
+    __slots__ = ("entries", "node", "position", "window")
+
+    def __init__(self, node: Directory) -> None:
+        self.node = node
+        self.position = 0
+        self.entries: Iterator[tuple[bytes, Node]] = iter(())
+        self.window: deque[tuple[int, bytes, Node | int]] = deque(maxlen=_WINDOW)
+
+    async def from_position(self, after: int) -> Iterator[tuple[int, bytes, Node | int]]:
+        """Position, name and node of each entry beyond position `after`."""
+        first = self.window[0][0] if self.window else self.position + 1
+        if after == 0 or not first - 1 <= after <= self.position:
+            self.position = 0
+            self.window.clear()
+            self.entries = await self.node.listing()
+            self.window.append((1, b".", self.node))
+            self.window.append((2, b"..", self.node.above))
+            self.position = 2
+        return self._go_on(after)
+
+    def _go_on(self, after: int) -> Iterator[tuple[int, bytes, Node | int]]:
+        yield from [entry for entry in self.window if entry[0] > after]
+        for name, node in self.entries:
+            self.position += 1
+            entry = (self.position, name, node)
+            self.window.append(entry)
+            if self.position > after:
+                yield entry
+
+
+class VirtualInodes:
+    """The virtual inodes of one mount, and their open handles."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, _Known] = {}
+        self._known: dict[int, _Known] = {}
+        self._next_number = VIRTUAL
+        self._next_handle = VIRTUAL
+        self._listings: dict[int, _Listing] = {}
+        self._readers: dict[int, Reader] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    # --- inodes ---
+
+    def _know(self, node: Node) -> _Known:
+        key = node.key
+        known = self._numbers.get(key)
+        if known is None:
+            known = self._numbers[key] = self._known[self._next_number] = _Known(self._next_number, node)
+            self._next_number += 1
+        else:
+            # The newest knows best.
+            known.node = node
+        return known
+
+    def present(self, node: Node) -> EntryAttributes:
+        """The answer that names a node, which counts as a look-up."""
+        known = self._know(node)
+        known.count += 1
+        return _attributes(known)
+
+    def _node(self, number: int) -> Node:
+        known = self._known.get(number)
+        if known is None:
+            raise FUSEError(errno.ESTALE)
+        return known.node
+
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
+        """Numbers and how many look-ups of each the kernel forgets; others than virtual ones are passed over."""
+        for number, count in forgotten:
+            known = self._known.get(number)
+            if known is not None:
+                known.count -= count
+                if known.count <= 0:
+                    del self._known[number]
+                    del self._numbers[known.node.key]
+
+    def getattr(self, number: int) -> EntryAttributes:
+        self._node(number)
+        return _attributes(self._known[number])
+
+    async def lookup(self, number: int, name: bytes) -> EntryAttributes | int:
+        """The answer to a look-up; a number for a directory of the store. Absent names are not kept."""
+        node = self._node(number)
+        if not isinstance(node, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        found: Node | int | None
+        if name == b".":
+            found = node
+        elif name == b"..":
+            found = node.above
+        else:
+            found = await node.lookup(name)
+        if found is None:
+            raise FUSEError(errno.ENOENT)
+        return found if isinstance(found, int) else self.present(found)
+
+    def readlink(self, number: int) -> FileNameT:
+        node = self._node(number)
+        if not isinstance(node, Link):
+            raise FUSEError(errno.EINVAL)
+        return FileNameT(node.target)
+
+    # --- directories ---
+
+    def opendir(self, number: int) -> FileHandleT:
+        node = self._node(number)
+        if not isinstance(node, Directory):
+            raise FUSEError(errno.ENOTDIR)
+        self._next_handle += 1
+        self._listings[self._next_handle] = _Listing(node)
+        return FileHandleT(self._next_handle)
+
+    async def readdir(self, handle: int, after: int, token: ReaddirToken) -> None:
+        listing = self._listings[handle]
+        for position, name, node in await listing.from_position(after):
+            if position <= 2:
+                # Not a look-up: the kernel takes no more than the number from these.
+                attributes = EntryAttributes()
+                attributes.st_ino = InodeT(node if isinstance(node, int) else self._peek(node))
+                attributes.st_mode = ModeT(stat.S_IFDIR | 0o555)
+                if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, position):
+                    return
+                continue
+            assert isinstance(node, Node)
+            known = self._know(node)
+            if not pyfuse3.readdir_reply(token, FileNameT(name), _attributes(known), position):
+                if known.count == 0:
+                    del self._known[known.number]
+                    del self._numbers[node.key]
+                return
+            known.count += 1
+
+    def _peek(self, node: Node) -> int:
+        known = self._numbers.get(node.key)
+        return known.number if known is not None else VIRTUAL - 1
+
+    def releasedir(self, handle: int) -> None:
+        del self._listings[handle]
+
+    # --- files ---
+
+    async def open(self, number: int, flags: int) -> FileInfo:
+        node = self._node(number)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            raise FUSEError(errno.EROFS)
+        if not isinstance(node, File):
+            raise FUSEError(errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
+        reader, keep = await node.open()
+        self._next_handle += 1
+        self._readers[self._next_handle] = reader
+        return FileInfo(fh=FileHandleT(self._next_handle), keep_cache=keep)
+
+    async def read(self, handle: int, offset: int, length: int) -> bytes:
+        return await self._readers[handle].read(offset, length)
+
+    def release(self, handle: int) -> None:
+        self._readers.pop(handle).close()
+
+    def release_all(self) -> None:
+        """Close what the kernel left open when the connection ended."""
+        while self._readers:
+            self._readers.popitem()[1].close()
+
+
+def _attributes(known: _Known) -> EntryAttributes:
+    mode, uid, gid, size, mtime_ns, ctime_ns, entry_timeout, attr_timeout = known.node.appearance()
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(known.number)
+    entry.st_mode = ModeT(mode)
+    # Of a directory too: "not counted", so that nobody concludes from it how many directories are in it.
+    entry.st_nlink = 1
+    entry.st_uid = uid
+    entry.st_gid = gid
+    entry.st_size = size
+    entry.st_blocks = (size + 4095) // 4096 * 8
+    entry.st_atime_ns = entry.st_mtime_ns = mtime_ns
+    entry.st_ctime_ns = ctime_ns
+    entry.entry_timeout = entry_timeout
+    entry.attr_timeout = attr_timeout
+    return entry
