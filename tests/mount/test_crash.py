@@ -205,13 +205,31 @@ def test_numbers_are_not_used_again_after_a_crash(mount: LiveMount) -> None:
         fresh.unlink()
 
 
-def test_sigterm_keeps_everything(mount: LiveMount) -> None:
+_SLOW = """
+import trio
+from mountstore.namespace.files import Files
+write = Files.write
+async def slow(self, *arguments):
+    await trio.sleep(0.1)
+    return await write(self, *arguments)
+Files.write = slow
+"""
+"""Leaves the kernel with more to write back than may be under way at once."""
+
+
+@pytest.mark.parametrize("prelude", ["", _SLOW], ids=["ordinary", "slow"])
+def test_sigterm_keeps_everything(make_mount: MountMaker, prelude: str) -> None:
+    mount = make_mount(prelude=prelude)
     data = random.Random(6).randbytes(12 * MIB)
     (mount.path / "closed").write_bytes(data)
-    with open(mount.path / "open", "wb", buffering=0) as file:
-        file.write(data)
-        mount.announce("detaching it from those who use it")
-        mount.terminate()
+    (mount.path / "d").mkdir()
+    fd = os.open(mount.path / "d/open", os.O_WRONLY | os.O_CREAT)
+    for _ in range(10):
+        os.write(fd, data)
+    mount.announce("detaching it from those who use it")
+    mount.terminate()
+    with contextlib.suppress(OSError):  # nobody is there to hear of it
+        os.close(fd)
     mount.start()
     assert (mount.path / "closed").read_bytes() == data
-    assert (mount.path / "open").read_bytes() == data
+    assert (mount.path / "d/open").read_bytes() == data * 10
