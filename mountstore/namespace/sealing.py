@@ -45,6 +45,7 @@ class Sealer:
         self._drafts = drafts
         self._tree = tree
         self._parameters = parameters
+        self._inline_max = min(INLINE_MAX, parameters.piece_max)
 
     async def seal(self, inode: Inode) -> None:
         """Turn the draft, if there is one, into the inode's content.
@@ -53,7 +54,7 @@ class Sealer:
         """
         await wait_idle(inode)
         while (draft := inode.draft) is not None:
-            if type(draft) is MemoryDraft and len(draft.data) <= INLINE_MAX:
+            if type(draft) is MemoryDraft and len(draft.data) <= self._inline_max:
                 # Without an await: most files come and go here.
                 sealed = seal_small(self._tree, draft.data) if draft.data else Sealed(EMPTY, ())
                 self._adopt(inode, draft, sealed)

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from mountstore.blobs.content import ContentKind
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.staging import Staging
 from mountstore.blobs.tree import BalancedTree
@@ -21,7 +22,9 @@ from mountstore.namespace.draft import MEMORY_MAX, MemoryDraft, StagedDraft, Str
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
+from mountstore.namespace.sealing import INLINE_MAX
 from mountstore.store import Store
+from namespace.conftest import PIECE_MAX
 
 pytestmark = pytest.mark.trio
 
@@ -291,6 +294,30 @@ async def test_zeros_in_a_small_store_are_holes_whatever_the_draft_was(store: St
     await append(store, handle, b"x" * PART + bytes(3 * PART))
     await store.files.release(handle)
     assert handle.inode.allocated <= PART + 1000
+
+
+@pytest.mark.parametrize("size", [PIECE_MAX, PIECE_MAX + 1, INLINE_MAX, 1_000_000])
+async def test_equal_files_have_equal_contents_whatever_their_drafts_were(
+    store: Store, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    data = os.urandom(size)
+    memory = opened(store, b"memory")
+    await append(store, memory, data)
+    assert type(memory.inode.draft) is MemoryDraft
+    await store.files.release(memory)
+    staged = opened(store, b"staged")
+    await store.files.write(staged, 3 * MEMORY_MAX, b"x")
+    await store.files.truncate(staged.inode, 0, privileged=True)
+    await append(store, staged, data)
+    assert type(staged.inode.draft) is StagedDraft
+    await store.files.release(staged)
+    monkeypatch.setattr(drafts, "MEMORY_TOTAL", 10_000)
+    streamed = opened(store, b"streamed")
+    await append(store, streamed, data)
+    assert type(streamed.inode.draft) is StreamedDraft
+    await store.files.release(streamed)
+    assert memory.inode.content == staged.inode.content == streamed.inode.content
+    assert (memory.inode.content.kind is ContentKind.MANIFEST) == (size > PIECE_MAX)
 
 
 async def test_parked_bytes_join_the_stream(store: Store) -> None:
