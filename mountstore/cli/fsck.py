@@ -164,7 +164,7 @@ def _show(report: Report, *, verbose: bool) -> None:
         f"{remarks};"
         f" {_count(got.inodes, 'inode')}, {_count(got.entries, 'name')},"
         f" {_count(got.blobs, 'blob')} of {_size(got.blob_bytes)}"
-        f" ({_count(got.garbage_blobs, 'blob')} of {_size(got.garbage_bytes)} unused by current files);"
+        f" ({_count(got.garbage_blobs, 'blob')} of {_size(got.garbage_bytes)} unused by files and versions);"
         f" {got.elapsed_s:.1f} s"
     )
 
