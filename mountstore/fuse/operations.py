@@ -282,6 +282,13 @@ class Operations(pyfuse3.Operations):
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise FUSEError(errno.EINVAL)
         source = self._find(parent_inode_old, name_old)
+        if (
+            source is not None
+            and source.writers
+            and self._find(parent_inode_new, name_new) is not None
+        ):
+            # What the kernel has not written back yet belongs to that content: this makes it do so.
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, InodeT(source.id))
         if source is not None and source.draft is not None:
             # A file renamed over another must have its content by the time the rename is committed: after a
             # crash the name has the old content or the new, never none.
