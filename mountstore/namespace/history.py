@@ -292,6 +292,38 @@ class Histories:
         """A history that begins with all that this one holds now; 0 for an empty one."""
         return self.append_all(0, history)
 
+    def append_missing(self, history: int, other: int) -> int:
+        """Add what another history holds now and this one does not; returns the history.
+
+        Reads both. Two rows with equal values stand for the same event: that a content was superseded.
+        """
+        missing = self._missing(history, other)
+        if len(missing) == self.count(other):
+            return self.append_all(history, other)
+        for row in missing:
+            history = self._add(history, row[1:])
+        return history
+
+    def holds(self, history: int, other: int) -> bool:
+        """Whether nothing is missing in it of what the other one holds, in the sense of `append_missing`."""
+        return not self._missing(history, other)
+
+    def _missing(self, history: int, other: int) -> list[_Row]:
+        known = {row[1:] for _, row in self._flat(history, self.count(history))}
+        missing: list[_Row] = []
+        for _, row in self._flat(other, self.count(other)):
+            # What follows a prefix goes with it, up to the bytes it is found in.
+            if row[1:] not in known or (missing and missing[-1].kind == RowKind.PREFIX):
+                missing.append(row)
+        return missing
+
+    def ends_open(self, history: int) -> bool:
+        """Whether its last version is a prefix of a content that is not in it."""
+        last = self._last(history)
+        while last is not None and last.kind == RowKind.SPLICE:
+            last = self._find(last.size, last.span)[0]
+        return last is not None and last.kind == RowKind.PREFIX
+
     def _add(self, history: int, row: tuple[object, ...]) -> int:
         if not history:
             history = self._new_number()

@@ -11,7 +11,7 @@ Rules
   2. Replaced by a rename, or unlinked: the content is superseded, for this name.
   3. Renamed to a free name: the new name goes on with a fork of the history. The name left behind keeps it,
      with the content that moved away, if anything had been superseded there; else it leaves nothing, or
-     every temporary name would.
+     every temporary name would. A free name that had a history before keeps that, and goes on after it.
   4. A name that is taken again soon after its content moved away has that content as its latest version (an
      editor moved `f` to `f~` and writes a new `f`). Soon is within `RETAKEN_S`, and sooner than the content had
      been there: a temporary name that is used again and again is there shorter than it is not.
@@ -182,7 +182,7 @@ class Versions:
         else:
             # The name left behind keeps what it had, with the content that moves away as the latest.
             if not replaced:
-                histories.give_name(new_parent, new_name, histories.fork(own))
+                self._continue(new_parent, new_name, own, inode)
             left = histories.append_all(own, in_place)
             if inode.content != EMPTY:
                 left = self._append(left, inode, now)
@@ -194,6 +194,30 @@ class Versions:
                 histories.give_inode(inode.id, 0)
         if not replaced:
             self.taken(new_parent, new_name, now)
+
+    def _continue(self, parent: int, name: bytes, own: int, inode: Inode) -> None:
+        """A name that was free goes on with a history; what it held in a former life comes first (rule 3)."""
+        histories = self.histories
+        before = histories.of_name(parent, name)
+        if not before:
+            histories.give_name(parent, name, histories.fork(own))
+            return
+        in_place = histories.of_inode(inode.id)
+        count = histories.count(in_place)
+        if (
+            self._kept.get(inode.id) == (inode.content, count)
+            and histories.count(before) == histories.count(own) + count + 1
+            and histories.holds(before, own)
+            and histories.holds(before, in_place)
+        ):
+            # It moved away and comes back unchanged: nothing has happened.
+            histories.give_name(parent, name, histories.fork(own))
+            return
+        histories.append_missing(before, own)
+        if in_place and inode.nlink == 1 and not histories.ends_open(in_place):
+            # Part of it may be there, from when the file moved away.
+            histories.append_missing(before, in_place)
+            histories.give_inode(inode.id, 0)
 
     def _remember(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
         self._moved[parent, name] = _Moved(

@@ -309,3 +309,57 @@ async def test_versions_can_be_switched_off(tmp_path: Path, enabled: bool) -> No
         await p.save(b"f", b"two")
         p.unlink(b"f")
         assert (await p.history(b"f") == [b"one", b"two"]) is enabled
+
+
+async def test_a_file_renamed_to_a_name_that_is_gone_goes_on_after_its_history(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"f1")
+        await p.save(b"f", b"f2")
+        p.unlink(b"f")
+        await p.save(b"g", b"g1")
+        await p.save(b"g", b"g2")
+        p.rename(b"g", b"f")
+        assert await p.history(b"f") == [b"f1", b"f2", b"g1"]
+        assert await p.history(b"g") == [b"g1", b"g2"]
+
+
+async def test_a_file_that_moves_away_and_back_has_the_history_it_had(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"one")
+        await p.save(b"f", b"two")
+        for _ in range(3):
+            p.rename(b"f", b"g")
+            p.rename(b"g", b"f")
+        assert await p.history(b"f") == [b"one"]
+
+
+async def test_a_file_that_is_changed_while_away_loses_nothing_and_does_not_grow_out_of_bounds(
+    tmp_path: Path,
+) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"f", b"0")
+        await p.save(b"f", b"1")
+        for turn in range(2, 20, 2):
+            p.rename(b"f", b"g")
+            await p.save(b"g", b"%d" % turn)
+            p.rename(b"g", b"f")
+            await p.save(b"f", b"%d" % (turn + 1))
+        history = await p.history(b"f")
+        assert {b"%d" % turn for turn in range(19)} <= set(history)
+        assert len(history) < 19 * 19
+
+
+async def test_a_version_found_by_number_is_the_one_listed(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        await p.save(b"log", b"0")
+        for turn in range(1, 12):
+            await p.append(b"log", b"%d" % turn)
+            if turn % 4 == 0:
+                p.rename(b"log", b"log.1")
+                await p.save(b"log", b"new")
+        histories = p.store.versions.histories
+        for name in (b"log", b"log.1"):
+            for history in (histories.of_name(ROOT, name), histories.of_inode(p.find(name).id)):
+                listed = list(histories.numbered(history))
+                assert [number for number, _ in listed] == list(range(1, histories.count(history) + 1))
+                assert [histories.get(history, number) for number, _ in listed] == [v for _, v in listed]
