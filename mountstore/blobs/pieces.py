@@ -81,6 +81,10 @@ class PieceWriter:
         self._drain(0)
         self._builder.add_entries(manifest, first, end)
 
+    def stored(self) -> list[Digest]:
+        """Blobs placed so far; while nothing is under way in threads."""
+        return [*self._blobs, *(blob.digest for blob in self._under_way if isinstance(blob, SealedBlob))]
+
     def finish(self) -> Sealed:
         """Store the manifest. Raises: as `store_blob`."""
         self._drain(0)

@@ -56,6 +56,7 @@ class ContentReader:
     """
 
     __slots__ = (
+        "__weakref__",
         "_checksum",
         "_descriptors",
         "_digest",

@@ -27,6 +27,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from mountstore.blobs.chunking import ChunkingParameters
 from mountstore.blobs.content import EMPTY, Content, ContentKind, Sealed
+from mountstore.blobs.digest import Digest
 from mountstore.blobs.extents import Extent, Segmenter
 from mountstore.blobs.manifest import Manifest, load_manifest
 from mountstore.blobs.pieces import PieceWriter, store_blob
@@ -233,6 +234,10 @@ class StreamingSeal:
             self._finished = True
         self._store()
         return self._writer.finish()
+
+    def stored(self) -> list[Digest]:
+        """Blobs placed so far, which the content will need; while nobody feeds it."""
+        return self._writer.stored()
 
     def _store(self) -> None:
         while self._extents:

@@ -35,6 +35,7 @@ DIR_LIMIT: Final = 32000
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # A stream up to this size is taken into memory, so that one whose content exists is never written.
 _IN_MEMORY_BYTES: Final = 4 << 20
+_KEY_BYTES: Final = 16
 
 
 class Added(NamedTuple):
@@ -112,6 +113,8 @@ class BalancedTree:
         self._durable: set[str] = set()
         self._made = 0
         self._distrusted: set[Digest] = set()
+        # While somebody watches: what was added, or found there when it was to be added. Under the lock.
+        self._wanted: set[bytes] | None = None
 
     # --- reading ---
 
@@ -182,7 +185,7 @@ class BalancedTree:
         elif digest.size_bytes != (data.nbytes if isinstance(data, memoryview) else len(data)):
             raise MisuseError(f"{digest.name} is not the digest of these bytes: their length is another")
         changes = self._changes
-        found, odd = self._look(digest)
+        found, odd = self._look_to_add(digest)
         if found is not None:
             if self._is_trusted(digest) or _holds(found, data):
                 return Added(digest, found, False)
@@ -213,7 +216,7 @@ class BalancedTree:
             return self.add_bytes(head)
         if start is not None:
             digest = digest_of_rest(stream, head)
-            found = self.find(digest)
+            found, _ = self._look_to_add(digest)
             if found is not None:
                 return Added(digest, found, False)
             stream.seek(start)
@@ -269,7 +272,7 @@ class BalancedTree:
         if not stat.S_ISREG(status.st_mode) or status.st_size != digest.size_bytes:
             raise MisuseError(f"{path} is not {digest.name}: it is no file or has another size")
         changes = self._changes
-        found, odd = self._look(digest)
+        found, odd = self._look_to_add(digest)
         if found is not None:
             if self._is_trusted(digest) or _is_whole(found, digest):
                 drop_file(path)
@@ -300,6 +303,47 @@ class BalancedTree:
             OSError: It was not moved (another file system, no such directory, ...).
         """
         self._take(digest, destination)
+
+    # --- collecting garbage ---
+
+    def watch(self) -> None:
+        """From now on take note of everything that is added, also of what is there already: see `retire`.
+
+        Raises:
+            MisuseError: Somebody watches already.
+        """
+        with self._lock:
+            if self._wanted is not None:
+                raise MisuseError(f"{self.root} is being watched already")
+            self._wanted = set()
+
+    def unwatch(self) -> None:
+        """Forget what was noted; `retire` moves nothing any more."""
+        with self._lock:
+            self._wanted = None
+
+    def is_wanted(self, digest: Digest) -> bool:
+        """Whether it was added since `watch`. One digest in 2**128 is mistaken for another."""
+        wanted = self._wanted
+        return wanted is None or digest.sha256[:_KEY_BYTES] in wanted
+
+    def retire(self, digest: Digest, destination: str) -> bool:
+        """As `move_out`, unless the blob was added since `watch`, by whatever thread; returns whether it moved.
+
+        For whoever adds it at the same time it is as if that came before, and nothing moved, or after, and it
+        is put in anew. An addition that began before `watch` is not noticed: the caller waits for those to end.
+
+        Raises:
+            OSError: It was not moved.
+        """
+        with self._lock:
+            if self.is_wanted(digest):
+                return False
+            try:
+                self._take_locked(digest, destination)
+            except BlobMissingError:
+                return False
+        return True
 
     def delete_path(self, path: str) -> Digest:
         """Remove the blob at `path`, however that leads into the tree, and the directories this empties.
@@ -401,6 +445,15 @@ class BalancedTree:
             odd = (*odd, _Odd(directory, regular))
         return None, odd
 
+    def _look_to_add(self, digest: Digest) -> tuple[str | None, tuple[_Odd, ...]]:
+        """As `_look`, for a caller who will rely on the blob from now on."""
+        if self._wanted is None:
+            return self._look(digest)
+        with self._lock:
+            if self._wanted is not None:
+                self._wanted.add(digest.sha256[:_KEY_BYTES])
+            return self._look(digest)
+
     def _place(self, staged: str, digest: Digest, odd: tuple[_Odd, ...], changes: int) -> Added:
         """Rename a correct file to where it belongs.
 
@@ -470,14 +523,17 @@ class BalancedTree:
         raise StoreError(f"all {LEVELS_MAX} directories on the way of {name} are full")
 
     def _take(self, digest: Digest, destination: str | None) -> None:
-        name = digest.name
         with self._lock:
-            places = [directory for directory in self._way(name) if _is_regular(f"{directory}/{name}")]
-            if not places:
-                raise BlobMissingError(f"no blob {name} in {self.root}")
-            for directory in reversed(places):
-                moves = directory == places[0] and destination is not None
-                self._unlink(directory, f"{directory}/{name}", destination if moves else None)
+            self._take_locked(digest, destination)
+
+    def _take_locked(self, digest: Digest, destination: str | None) -> None:
+        name = digest.name
+        places = [directory for directory in self._way(name) if _is_regular(f"{directory}/{name}")]
+        if not places:
+            raise BlobMissingError(f"no blob {name} in {self.root}")
+        for directory in reversed(places):
+            moves = directory == places[0] and destination is not None
+            self._unlink(directory, f"{directory}/{name}", destination if moves else None)
 
     def _unlink(self, directory: str, path: str, destination: str | None = None) -> None:
         if destination is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakSet
 
 import trio
 
@@ -31,6 +32,7 @@ class Contents:
         self._ledger = ledger
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._descriptors = DescriptorCache()
+        self._readers: WeakSet[ContentReader] = WeakSet()
         self.verified = VerifiedBlobs()
 
     def open_reader(self, content: Content) -> ContentReader | None:
@@ -38,7 +40,13 @@ class Contents:
         if content.digest is None:
             return None
         checksum = self._ledger.checksum(content.digest)
-        return ContentReader(self._tree, content, checksum, self.verified, self._descriptors)
+        reader = ContentReader(self._tree, content, checksum, self.verified, self._descriptors)
+        self._readers.add(reader)
+        return reader
+
+    def being_read(self) -> set[Content]:
+        """Contents of all readers, which may be old versions that nothing else has any more."""
+        return {reader.content for reader in self._readers}
 
     async def read(self, inode: Inode, offset: int, length: int) -> bytes:
         """Bytes of the inode's sealed content, fewer than `length` only at its end.

@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from mountstore.blobs.content import Content, Sealed
+from mountstore.blobs.digest import Digest
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
@@ -393,6 +394,10 @@ class StreamedDraft:
             self.stuck = True
             raise
         self.stuck = False
+
+    def stored(self) -> list[Digest]:
+        """Blobs placed so far; whoever asks holds `turn`."""
+        return self._stream.stored()
 
     def finish(self, data: bytearray) -> Sealed:
         """The content of the stream and these last bytes; blocks.
