@@ -7,8 +7,10 @@ making a new one with a single splice, and appended to without touching what it 
 A version that is a prefix of the content that followed it (a growing log) is stored as its length; its bytes are
 those of the next version that is stored whole, or of the current content.
 
-Rules for rows: they are only ever appended, and only garbage collection removes any; a row's `number` is that of
-its first version; `kind` values are on disk and never renumbered.
+Rules for rows: they are only ever appended, and only garbage collection removes any (`drop`); a row's `number` is
+that of its first version; `kind` values are on disk and never renumbered. A number stands for the same version for
+ever: those that were dropped are left out, and of a dropped row that was the last one a tombstone stays, since
+the next number follows from it and others may have been spliced up to it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ class RowKind(IntEnum):
     """The first versions of another history."""
     DIRECTORY = 5
     """A directory that was removed: its inode's number, under which its own names' histories are found."""
+    DROPPED = 6
+    """`blob_size` versions that garbage collection dropped, at the end of a history."""
+
+
+FLEETING = 1 << 16
+"""Beside the mode in a row: the name that held this content lived less than a minute."""
 
 
 class Version(NamedTuple):
@@ -51,6 +59,8 @@ class Version(NamedTuple):
     """When it was superseded."""
     directory: int = 0
     """For a removed directory, its inode number."""
+    fleeting: bool = False
+    """The name that held it lived less than a minute."""
 
 
 class _Row(NamedTuple):
@@ -68,7 +78,7 @@ class _Row(NamedTuple):
     @property
     def span(self) -> int:
         """How many versions it stands for."""
-        return self.blob_size if self.kind == RowKind.SPLICE else 1
+        return self.blob_size if self.kind in (RowKind.SPLICE, RowKind.DROPPED) else 1
 
 
 _ANY = 1 << 62
@@ -201,7 +211,8 @@ class Histories:
                     stack.append((rows, shift, last))
                     stack.append((self._rows(row.size), number - 1, min(number - 1 + row.span, last)))
                     break
-                yield number, row
+                if row.kind != RowKind.DROPPED:
+                    yield number, row
 
     def _find(self, history: int, number: int) -> tuple[_Row, int, int]:
         """The row of a version, the history it is stored in, and the last number of that which counts."""
@@ -212,7 +223,7 @@ class Histories:
                 (history, number),
             ).fetchone()
             row = None if found is None else _Row(*found)
-            if row is None or row.number + row.span <= number:
+            if row is None or row.number + row.span <= number or row.kind == RowKind.DROPPED:
                 raise LookupError(f"history {history} has no version {number}")
             if row.kind != RowKind.SPLICE:
                 return row, history, last
@@ -222,9 +233,9 @@ class Histories:
     def _whole_after(self, history: int, number: int, last: int) -> _Row | None:
         """The first row beyond `number`, up to `last`, that is no prefix."""
         found = self._catalog.ask(
-            f"SELECT {_COLUMNS} FROM version WHERE history = ? AND number > ? AND number <= ? AND kind != ?"
-            " ORDER BY number LIMIT 1",
-            (history, number, last, RowKind.PREFIX),
+            f"SELECT {_COLUMNS} FROM version WHERE history = ? AND number > ? AND number <= ?"
+            f" AND kind NOT IN ({RowKind.PREFIX:d}, {RowKind.DROPPED:d}) ORDER BY number LIMIT 1",
+            (history, number, last),
         ).fetchone()
         return None if found is None else _Row(*found)
 
@@ -255,17 +266,19 @@ class Histories:
         mtime_ns: int,
         until_ns: int,
         prefix: bool = False,
+        fleeting: bool = False,
     ) -> int:
         """Add a superseded content; returns the history, which is a new one for 0.
 
         Args:
           prefix: What followed begins with the same bytes, so that only the length is kept.
+          fleeting: The name that held it lived less than a minute.
         """
         digest = content.digest
         assert digest is not None, "an empty content is no version"
         kind = RowKind.PREFIX if prefix else RowKind(content.kind)
         stored = (None, 0) if prefix else digest
-        attributes = (mode, uid, gid, mtime_ns, until_ns)
+        attributes = (mode | FLEETING if fleeting else mode, uid, gid, mtime_ns, until_ns)
         return self._add(history, (kind, *stored, content.size_bytes, *attributes))
 
     def append_directory(self, history: int, inode: int, *, mode: int, uid: int, gid: int, now: int) -> int:
@@ -332,6 +345,46 @@ class Histories:
         self._catalog.say(f"INSERT INTO version VALUES ({marks})", (history, number, *row))
         return history
 
+    # --- shrinking ---
+
+    def drop(self, history: int, number: int) -> None:
+        """Remove the row with that number; every name that has it must have agreed."""
+        key = (history, number)
+        gone = self._catalog.say(
+            "DELETE FROM version WHERE history = ?1 AND number = ?2"
+            " AND EXISTS (SELECT 1 FROM version WHERE history = ?1 AND number > ?2)",
+            key,
+        )
+        if not gone.rowcount:
+            self._catalog.say(
+                "UPDATE version SET sha256 = NULL, size = 0,"
+                f" blob_size = CASE kind WHEN {RowKind.SPLICE:d} THEN blob_size"
+                f" WHEN {RowKind.DROPPED:d} THEN blob_size ELSE 1 END,"
+                f" kind = {RowKind.DROPPED:d} WHERE history = ?1 AND number = ?2",
+                key,
+            )
+
+    def drop_history(self, history: int) -> None:
+        """Remove all rows of a history that no name, inode or other history has."""
+        self._catalog.say("DELETE FROM version WHERE history = ?", (history,))
+
+    def drop_name(self, parent: int, name: bytes, history: int) -> None:
+        """Let go of a name that does not exist, if it has this history and nothing is left in that."""
+        if self.of_name(parent, name) != history or self._catalog.get_entry(parent, name) is not None:
+            return
+        left = self._catalog.ask(
+            "SELECT 1 FROM version WHERE history = ? AND kind != ? LIMIT 1", (history, RowKind.DROPPED)
+        ).fetchone()
+        if left is None:
+            self.give_name(parent, name, 0)
+
+    def ends(self, history: int) -> tuple[int, bool] | None:
+        """When the latest version was superseded, and whether it is `fleeting`; None if that is not known."""
+        last = self._last(history)
+        if last is None or not last.until_ns:
+            return None
+        return last.until_ns, bool(last.mode & FLEETING)
+
 
 def _version(row: _Row) -> Version:
     content: Content | None = None
@@ -340,4 +393,14 @@ def _version(row: _Row) -> Version:
         content = Content(ContentKind(row.kind), Digest(row.sha256, row.blob_size), row.size)
     directory = row.size if row.kind == RowKind.DIRECTORY else 0
     size_bytes = 4096 if directory else row.size
-    return Version(content, size_bytes, row.mode, row.uid, row.gid, row.mtime_ns, row.until_ns, directory)
+    return Version(
+        content,
+        size_bytes,
+        row.mode & ~FLEETING,
+        row.uid,
+        row.gid,
+        row.mtime_ns,
+        row.until_ns,
+        directory,
+        bool(row.mode & FLEETING),
+    )

@@ -38,6 +38,9 @@ from mountstore.namespace.inodes import Inode, InodeTable, now_ns
 RETAKEN_S = 60.0
 """An editor that has moved a file away writes the new one within this time."""
 
+FLEETING_S = 60.0
+"""A name that lived for less holds nothing that is kept for long (journals, lock files)."""
+
 _MOVED_MAX = 1024
 """Names whose content moved away lately that are remembered."""
 
@@ -134,11 +137,24 @@ class Versions:
             history = histories.append_all(history, in_place)
             histories.give_inode(inode.id, 0)
         if inode.content != EMPTY:
-            history = self._append(history, inode, now)
+            fleeting = not replaced and not in_place and self._is_fleeting(own, inode, now)
+            history = self._append(history, inode, now, fleeting=fleeting)
         if history != own:
             histories.give_name(parent, name, history)
 
-    def _append(self, history: int, inode: Inode, now: int) -> int:
+    def _is_fleeting(self, own: int, inode: Inode, now: int) -> bool:
+        """Whether a name that is about to be removed was there for less than `FLEETING_S`."""
+        if inode.nlink > 1 or now - inode.btime_ns >= FLEETING_S * 1e9:
+            return False
+        if not own:
+            return True
+        ends = self.histories.ends(own)
+        # What was superseded after the inode was born, or shortly before, makes one life with it.
+        return ends is not None and (
+            ends[0] < inode.btime_ns if ends[1] else ends[0] + FLEETING_S * 1e9 < inode.btime_ns
+        )
+
+    def _append(self, history: int, inode: Inode, now: int, *, fleeting: bool = False) -> int:
         return self.histories.append(
             history,
             inode.content,
@@ -147,6 +163,7 @@ class Versions:
             gid=inode.gid,
             mtime_ns=inode.mtime_ns,
             until_ns=now,
+            fleeting=fleeting,
         )
 
     def _directory_removed(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
@@ -248,6 +265,14 @@ class Versions:
         if history != own:
             self.histories.give_name(parent, name, history)
         self._keep(moved.inode, moved.content, 0)
+
+    def moved(self) -> list[Content]:
+        """Contents that may become versions although nothing else has them any more (rule 4)."""
+        return [moved.content for moved in self._moved.values()]
+
+    def dropped(self) -> None:
+        """Versions were dropped: what a name was known to have, it may no longer have (rule 5)."""
+        self._kept.clear()
 
     def _keep(self, inode: int, content: Content, count: int) -> None:
         self._kept[inode] = content, count
