@@ -117,6 +117,12 @@ class Drafts:
         self._space.claim(length)
         draft.claimed += length
 
+    def claim_in_all(self, draft: Draft, length: int) -> None:
+        """Promise the draft room for `length` bytes altogether: what is written again and again needs room
+        once. Raises: NoSpaceError."""
+        if length > draft.claimed:
+            self.claim(draft, length - draft.claimed)
+
     def resize(self, draft: MemoryDraft, size: int) -> bool:
         """Account for a draft that is about to get another size; False if that is too large for memory.
 
@@ -125,8 +131,7 @@ class Drafts:
         growth = size - len(draft.data)
         if size > MEMORY_MAX or (growth > 0 and self._memory_bytes + growth > MEMORY_TOTAL):
             return False
-        if growth > 0:
-            self.claim(draft, growth)
+        self.claim_in_all(draft, size)
         self._memory_bytes += growth
         return True
 

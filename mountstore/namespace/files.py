@@ -190,7 +190,7 @@ class Files:
                 await self._contents.in_thread(draft.feed, draft.take_pending())
 
     async def _write_staged(self, draft: StagedDraft, offset: int, data: bytes) -> None:
-        self._drafts.claim(draft, len(data))
+        self._drafts.claim_in_all(draft, draft.dirty.total_with(offset, offset + len(data)))
         if len(data) <= INLINE_MAX:
             draft.put(offset, data)
         else:

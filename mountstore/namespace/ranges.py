@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 class RangeSet:
     """Half-open ranges `[start, end)` of byte offsets; adding costs O(log n) plus the ranges swallowed."""
 
-    __slots__ = ("_ends", "_starts")
+    __slots__ = ("_ends", "_starts", "_total")
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        self._total = 0
         for start, end in ranges:
             self.add(start, end)
 
@@ -27,15 +28,19 @@ class RangeSet:
         if first < last:
             start = min(start, self._starts[first])
             end = max(end, self._ends[last - 1])
+            self._total -= sum(self._ends[first:last]) - sum(self._starts[first:last])
+        self._total += end - start
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
 
     def truncate(self, size: int) -> None:
         """Drop everything from `size` on."""
         keep = bisect_left(self._starts, size)
+        self._total -= sum(self._ends[keep:]) - sum(self._starts[keep:])
         del self._starts[keep:]
         del self._ends[keep:]
         if keep and self._ends[-1] > size:
+            self._total -= self._ends[-1] - size
             self._ends[-1] = size
 
     def split(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
@@ -55,7 +60,11 @@ class RangeSet:
 
     def total(self) -> int:
         """Bytes in the set."""
-        return sum(self._ends) - sum(self._starts)
+        return self._total
+
+    def total_with(self, start: int, end: int) -> int:
+        """Bytes in the set if `[start, end)` were included."""
+        return self._total + sum(stop - at for at, stop, included in self.split(start, end) if not included)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._starts, self._ends, strict=True)

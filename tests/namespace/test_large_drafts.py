@@ -320,6 +320,24 @@ async def test_equal_files_have_equal_contents_whatever_their_drafts_were(
     assert (memory.inode.content.kind is ContentKind.MANIFEST) == (size > PIECE_MAX)
 
 
+async def test_room_is_claimed_once_for_what_is_written_again_and_again(store: Store) -> None:
+    """Or a database that is open for days would be told that the disk is full."""
+    before = store.space.claimed_bytes
+    staged = opened(store, b"staged")
+    await store.files.write(staged, 3 * MEMORY_MAX, b"x")
+    for number in range(100):
+        await store.files.write(staged, number % 3 * 5000, bytes(100_000))
+    assert store.space.claimed_bytes - before < 200_000
+    memory = opened(store, b"memory")
+    for _ in range(100):
+        await store.files.write(memory, 0, bytes(100_000))
+        await store.files.truncate(memory.inode, 0, privileged=True)
+    assert store.space.claimed_bytes - before < 400_000
+    await store.files.release(staged)
+    await store.files.release(memory)
+    assert store.space.claimed_bytes == before
+
+
 async def test_parked_bytes_join_the_stream(store: Store) -> None:
     data = os.urandom(MEMORY_MAX + 4 * PART)
     handle = opened(store)
