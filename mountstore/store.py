@@ -48,11 +48,11 @@ log = logging.getLogger(__name__)
 
 STORE_FORMAT = 1
 
-_CONFIG = "store.toml"
-_BLOBS = "blobs"
-_CATALOG = "catalog.db"
-_STAGING = "staging"
-_LOCK = "lock"
+CONFIG_NAME = "store.toml"
+BLOBS_NAME = "blobs"
+CATALOG_NAME = "catalog.db"
+STAGING_NAME = "staging"
+LOCK_NAME = "lock"
 _BAD = "bad"
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -114,17 +114,17 @@ def create_store(
     config.chunking()
     os.makedirs(path, exist_ok=True)
     found = set(os.listdir(path))
-    if _CONFIG in found:
+    if CONFIG_NAME in found:
         raise ExistsError(f"{path}: is a store already")
     # lost+found: an empty file system may be the store.
-    if found - {_BLOBS, "lost+found"}:
+    if found - {BLOBS_NAME, "lost+found"}:
         raise StoreError(
             f"{path}: is neither a store nor empty (found {sorted(found)[0]!r});"
             " give an empty or absent directory"
         )
-    BalancedTree(os.path.join(path, _BLOBS), dir_limit=dir_limit)
-    os.makedirs(os.path.join(path, _STAGING), exist_ok=True)
-    catalog = Catalog(os.path.join(path, _CATALOG))
+    BalancedTree(os.path.join(path, BLOBS_NAME), dir_limit=dir_limit)
+    os.makedirs(os.path.join(path, STAGING_NAME), exist_ok=True)
+    catalog = Catalog(os.path.join(path, CATALOG_NAME))
     inodes = InodeTable(catalog)
     inodes.create_root(os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
     inodes.flush()
@@ -140,7 +140,7 @@ def _write_config(path: str, config: StoreConfig) -> None:
     lines = ["# A store of mountstore. The pieces' sizes decide how files are cut: never change them.\n"]
     for key, value in msgspec.to_builtins(config).items():
         lines.append(f'{key} = "{value}"\n' if isinstance(value, str) else f"{key} = {value}\n")
-    target = os.path.join(path, _CONFIG)
+    target = os.path.join(path, CONFIG_NAME)
     with open(target + ".new", "w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
@@ -154,12 +154,12 @@ def read_config(path: str) -> StoreConfig:
     Raises:
       StoreError: Not a store, one of another format, or a configuration that cannot be used.
     """
-    file = os.path.join(path, _CONFIG)
+    file = os.path.join(path, CONFIG_NAME)
     try:
         with open(file, "rb") as stream:
             raw = tomllib.load(stream)
     except FileNotFoundError:
-        raise StoreError(f"{path}: is not a store (no {_CONFIG}); mkfs.cas makes one") from None
+        raise StoreError(f"{path}: is not a store (no {CONFIG_NAME}); mkfs.cas makes one") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise StoreError(f"{file}: cannot be read: {exc}") from exc
     if raw.get("format") != STORE_FORMAT:
@@ -175,7 +175,7 @@ def read_config(path: str) -> StoreConfig:
     return config
 
 
-class _Lock:
+class StoreLock:
     """The store's lock, held from `__init__` to `release`.
 
     The file is never deleted, and says who holds it; what counts is the flock, which ends with the process.
@@ -185,7 +185,7 @@ class _Lock:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.join(path, _LOCK)
+        self.path = os.path.join(path, LOCK_NAME)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,7 +218,7 @@ class Store:
         self.path = path
         self.config = read_config(path)
         self.read_only = read_only
-        self._lock = None if read_only else _Lock(path)
+        self._lock = None if read_only else StoreLock(path)
         try:
             self._open_parts(commit_s, acl)
         except BaseException:
@@ -228,12 +228,12 @@ class Store:
 
     def _open_parts(self, commit_s: float, acl: bool) -> None:
         path = self.path
-        staging = os.path.join(path, _STAGING)
+        staging = os.path.join(path, STAGING_NAME)
         if not self.read_only:
             os.makedirs(staging, exist_ok=True)
-        self.catalog = Catalog(os.path.join(path, _CATALOG), read_only=self.read_only)
+        self.catalog = Catalog(os.path.join(path, CATALOG_NAME), read_only=self.read_only)
         self.tree = BalancedTree(
-            os.path.join(path, _BLOBS),
+            os.path.join(path, BLOBS_NAME),
             staging=staging,
             dir_limit=self.config.dir_limit,
             exclusive=not self.read_only,
@@ -387,7 +387,7 @@ class Store:
 
     def _clear_staging(self) -> None:
         """Half-written blobs of the last run go; drafts that are nobody's are kept aside."""
-        staging = os.path.join(self.path, _STAGING)
+        staging = os.path.join(self.path, STAGING_NAME)
         used = self.drafts.staging_in_use()
         for entry in os.scandir(staging):
             if entry.name in used or entry.is_dir(follow_symlinks=False):

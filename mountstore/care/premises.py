@@ -16,7 +16,16 @@ from typing import Final
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import StoreError
-from mountstore.store import _BLOBS, _CATALOG, _CONFIG, _LOCK, _STAGING, StoreConfig, _Lock, read_config
+from mountstore.store import (
+    BLOBS_NAME,
+    CATALOG_NAME,
+    CONFIG_NAME,
+    LOCK_NAME,
+    STAGING_NAME,
+    StoreConfig,
+    StoreLock,
+    read_config,
+)
 
 BLOB_MODE: Final = 0o444
 
@@ -24,7 +33,16 @@ _BAD: Final = "bad"
 _NOTES: Final = "fsck.json"
 _KEPT: Final = "kept"
 _KNOWN: Final = frozenset(
-    {_CONFIG, _CONFIG + ".new", _BLOBS, _CATALOG, _CATALOG + "-wal", _CATALOG + "-shm", _STAGING, _LOCK}
+    {
+        CONFIG_NAME,
+        CONFIG_NAME + ".new",
+        BLOBS_NAME,
+        CATALOG_NAME,
+        CATALOG_NAME + "-wal",
+        CATALOG_NAME + "-shm",
+        STAGING_NAME,
+        LOCK_NAME,
+    }
     | {_BAD, _NOTES, _NOTES + ".new", "trash", "lost+found"}
 )
 
@@ -38,9 +56,9 @@ class Premises:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
-        self.blobs = os.path.join(self.path, _BLOBS)
-        self.catalog = os.path.join(self.path, _CATALOG)
-        self.staging = os.path.join(self.path, _STAGING)
+        self.blobs = os.path.join(self.path, BLOBS_NAME)
+        self.catalog = os.path.join(self.path, CATALOG_NAME)
+        self.staging = os.path.join(self.path, STAGING_NAME)
         self.bad = os.path.join(self.path, _BAD)
         self.notes = os.path.join(self.path, _NOTES)
         self.configuration: StoreConfig | None = None
@@ -49,13 +67,13 @@ class Premises:
         self._read_configuration()
 
     def _read_configuration(self) -> None:
-        file = os.path.join(self.path, _CONFIG)
+        file = os.path.join(self.path, CONFIG_NAME)
         try:
             regular = stat.S_ISREG(os.stat(file).st_mode)
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{self.path}: is not a store (no {_CONFIG} in it)") from None
+            raise StoreError(f"{self.path}: is not a store (no {CONFIG_NAME} in it)") from None
         if not regular:
-            raise StoreError(f"{self.path}: is not a store ({_CONFIG} is no file)")
+            raise StoreError(f"{self.path}: is not a store ({CONFIG_NAME} is no file)")
         try:
             self.configuration = read_config(self.path)
         except OSError:
@@ -79,7 +97,7 @@ class Premises:
         if not os.access(premises.path, os.W_OK):
             yield premises
             return
-        lock = _Lock(premises.path)
+        lock = StoreLock(premises.path)
         try:
             yield premises
         finally:

@@ -15,7 +15,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.usage import Usage
-from mountstore.store import _BLOBS, _CATALOG, _STAGING, Store, read_config
+from mountstore.store import BLOBS_NAME, CATALOG_NAME, STAGING_NAME, Store, read_config
 
 __all__ = ["Sharing", "report_sharing"]
 
@@ -64,9 +64,9 @@ def report_sharing(store: Store | str, path: bytes) -> Sharing:
     """
     if isinstance(store, str):
         config = read_config(store)
-        root, staging = os.path.join(store, _BLOBS), os.path.join(store, _STAGING)
+        root, staging = os.path.join(store, BLOBS_NAME), os.path.join(store, STAGING_NAME)
         tree = BalancedTree(root, staging=staging, dir_limit=config.dir_limit)
-        catalog_path = os.path.join(store, _CATALOG)
+        catalog_path = os.path.join(store, CATALOG_NAME)
     else:
         tree, catalog_path = store.tree, store.catalog.path
     unreadable = 0

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mountstore.errors import BusyError, CorruptError, NoSpaceError, StoreError
-from mountstore.namespace.catalog import _APPLICATION_ID, _SCHEMA, CATALOG_FORMAT, _quoted
+from mountstore.namespace.catalog import APPLICATION_ID, CATALOG_FORMAT, SCHEMA, uri_path
 
 _STEPS: Final = 200_000  # of SQLite's virtual machine, some ms, between looks at Ctrl-C
 
@@ -46,7 +46,7 @@ class AuditConnection:
         if not writable and not _has_wal(path):
             mode += "&immutable=1"
         try:
-            self._db = sqlite3.connect(f"file:{_quoted(path)}?mode={mode}", uri=True, isolation_level=None)
+            self._db = sqlite3.connect(f"file:{uri_path(path)}?mode={mode}", uri=True, isolation_level=None)
         except _ERRORS as exc:
             raise self._translated(exc) from exc
         try:
@@ -61,7 +61,7 @@ class AuditConnection:
             self._run("PRAGMA trusted_schema = OFF")
             application = self._value("PRAGMA application_id")
             version = self._value("PRAGMA user_version")
-            if application != _APPLICATION_ID:
+            if application != APPLICATION_ID:
                 raise CorruptError(f"{path}: this is not a catalog of mountstore")
             if version != CATALOG_FORMAT:
                 raise StoreError(
@@ -165,7 +165,7 @@ class AuditConnection:
         query = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
         model = sqlite3.connect(":memory:")
         try:
-            model.executescript(_SCHEMA)
+            model.executescript(SCHEMA)
             wanted = dict(model.execute(query))
         finally:
             model.close()

@@ -33,7 +33,7 @@ from mountstore.errors import CorruptError, ExistsError, NoSpaceError, StoreErro
 CATALOG_FORMAT = 1
 """`PRAGMA user_version` of the schema below; raised by every change to it."""
 
-_APPLICATION_ID = 0x6D636173  # "mcas"
+APPLICATION_ID = 0x6D636173  # "mcas"
 
 # 24 MiB keeps the upper levels of every B-tree of a store with a million files in memory.
 _CACHE_KIB = 24 * 1024
@@ -44,7 +44,7 @@ _CHECKPOINT_BYTES = 16 << 20
 _AHEAD_BYTES = 4 << 20
 """Allocated behind the WAL: a thousand changed pages, enough to delete some ten thousand files."""
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
 
 CREATE TABLE inode (
@@ -212,7 +212,8 @@ class Catalog:
             self._prepare_schema()
             if not read_only:
                 self._db.execute("BEGIN")
-        except sqlite3.DatabaseError as exc:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
+            # SQLite's message may quote a damaged schema.
             raise CorruptError(f"{path}: the catalog cannot be read: {exc}") from exc
         self._execute = self._db.execute
         # The statements of the open transaction, to be said again if SQLite rolls it back.
@@ -231,10 +232,10 @@ class Catalog:
             db.execute("PRAGMA page_size = 4096")
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id = {_APPLICATION_ID};"
+                f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
                 f"PRAGMA user_version = {CATALOG_FORMAT}; COMMIT;"
             )
-        elif application != _APPLICATION_ID:
+        elif application != APPLICATION_ID:
             raise StoreError(f"{self.path}: this is not a catalog of mountstore")
         elif version != CATALOG_FORMAT:
             raise StoreError(
@@ -587,7 +588,7 @@ class BlobIndex:
 
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     """A connection to the database of a catalog, with the settings all of them share."""
-    uri = "file:" + _quoted(path) + ("?mode=ro" if read_only else "?mode=rwc")
+    uri = "file:" + uri_path(path) + ("?mode=ro" if read_only else "?mode=rwc")
     # Threads take turns by construction: the owner's thread, or one worker at a time.
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=200)
     db.execute("PRAGMA synchronous = NORMAL")
@@ -599,7 +600,7 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     return db
 
 
-def _quoted(path: str) -> str:
+def uri_path(path: str) -> str:
     """`path` for an SQLite URI, any bytes."""
     return "".join(
         chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in b"/._-" else f"%{byte:02X}"
