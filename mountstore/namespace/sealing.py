@@ -45,6 +45,8 @@ class Sealer:
         self._drafts = drafts
         self._tree = tree
         self._parameters = parameters
+        # What was last said of the drafts that could not be sealed.
+        self._kept: dict[int, str] = {}
         self._inline_max = min(INLINE_MAX, parameters.piece_max)
 
     async def seal(self, inode: Inode) -> None:
@@ -138,7 +140,12 @@ class Sealer:
         try:
             await self.seal(inode)
         except Exception as exc:
-            log.error("inode %d: cannot be sealed now, kept as a draft: %s", inode.id, exc)
+            # It is tried every few seconds, perhaps for days: said once.
+            if self._kept.get(inode.id) != str(exc):
+                self._kept[inode.id] = str(exc)
+                log.error("inode %d: cannot be sealed now, kept as a draft: %s", inode.id, exc)
+        else:
+            self._kept.pop(inode.id, None)
 
     async def seal_closed(self) -> None:
         """Try again what could not be sealed when it was closed."""
@@ -149,7 +156,8 @@ class Sealer:
     async def seal_all(self) -> None:
         """Seal every draft of a file that still has a name, at unmount.
 
-        Raises: ExceptionGroup of what could not be sealed.
+        Raises: ExceptionGroup of what could not be sealed. It is recorded, if there is room for that, and so is
+            a draft again at the next mount.
         """
         failures: list[Exception] = []
         for inode in self._inodes.drafted():
@@ -159,8 +167,20 @@ class Sealer:
                 except Exception as exc:
                     exc.add_note(f"inode {inode.id}, {inode.size} bytes")
                     failures.append(exc)
+                    await self._record_unsealed(inode, failures)
         if failures:
             raise ExceptionGroup("contents that could not be sealed", failures)
+
+    async def _record_unsealed(self, inode: Inode, failures: list[Exception]) -> None:
+        try:
+            draft = inode.draft
+            if type(draft) is MemoryDraft:
+                draft = self._drafts.spill(inode, draft)
+            if type(draft) is StagedDraft:
+                await self._contents.in_thread(draft.flush)
+                self._drafts.record(inode, draft)
+        except Exception as exc:
+            failures.append(exc)
 
 
 class _Bytes:

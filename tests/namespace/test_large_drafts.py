@@ -338,6 +338,33 @@ async def test_room_is_claimed_once_for_what_is_written_again_and_again(store: S
     assert store.space.claimed_bytes == before
 
 
+@pytest.mark.parametrize("size", [3 * PART, MEMORY_MAX + 3 * PART])
+async def test_what_cannot_be_sealed_at_unmount_is_a_draft_again_at_the_next_mount(
+    store_path: str, disk: FullDisk, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    data = os.urandom(size)
+    with pytest.raises(ExceptionGroup):
+        async with Store.open(store_path, commit_s=0.05).running() as store:
+            handle = opened(store)
+            await append(store, handle, data)
+            await store.files.release(handle)
+            handle = store.files.open(handle.inode, writable=True, privileged=True)
+            await store.files.write(handle, PART, b"changed")
+            disk.full = True
+            await store.files.release(handle)
+            await trio.sleep(0.3)
+    assert len([record for record in caplog.records if "kept as a draft" in record.message]) == 1
+    disk.full = False
+    async with Store.open(store_path).running() as store:
+        inode = store.namespace.find(ROOT, b"f")
+        assert inode is not None
+        assert await content(store, inode) == data[:PART] + b"changed" + data[PART + 7 :]
+    async with Store.open(store_path).running() as store:
+        inode = store.namespace.find(ROOT, b"f")
+        assert inode is not None and inode.draft is None
+        assert await content(store, inode) == data[:PART] + b"changed" + data[PART + 7 :]
+
+
 async def test_parked_bytes_join_the_stream(store: Store) -> None:
     data = os.urandom(MEMORY_MAX + 4 * PART)
     handle = opened(store)
