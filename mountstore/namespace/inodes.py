@@ -354,15 +354,6 @@ class InodeTable:
             self._catalog.delete_inode(inode_id)
         return len(orphans)
 
-    def drafted(self) -> list[Inode]:
-        """Inodes with a draft."""
-        return [
-            inode
-            for generation in (self._young, self._old)
-            for inode in generation.values()
-            if inode.draft is not None
-        ]
-
 
 def _from_row(row: InodeRow) -> Inode:
     inode = Inode()

@@ -70,6 +70,10 @@ class Replaced:
         if inode not in self._taken:
             self._unlisted[inode] = previous
 
+    def contents(self) -> set[Content]:
+        """What the notes in memory speak of; some reach the catalog only when the sync under way has ended."""
+        return {note.content for notes in (self._taken, self._since) for note in notes.values()}
+
     def flush(self) -> None:
         """Write new notes into the catalog's open transaction."""
         if self._unlisted:

@@ -75,7 +75,7 @@ class Versions:
 
     # --- reading ---
 
-    def list(self, parent: int, name: bytes, inode: Inode | None) -> Iterator[Version]:
+    def superseded(self, parent: int, name: bytes, inode: Inode | None) -> Iterator[Version]:
         """Every superseded content of a name, oldest first; `inode` is what it stands for, if anything.
 
         A version without content is a prefix of the inode's.
@@ -176,6 +176,21 @@ class Versions:
         if history != own:
             self.histories.give_name(parent, name, history)
 
+    def concerned(self, parent: int, name: bytes, new_parent: int, new_name: bytes, inode: Inode) -> bool:
+        """Whether a rename to a free name has anything to record; else `moved_away` is all that is to be said."""
+        if not self.enabled or not inode.is_regular:
+            return False
+        return (
+            (new_parent, new_name) in self._moved
+            or self.histories.of_name(parent, name) != 0
+            or self.histories.of_inode(inode.id) != 0
+        )
+
+    def moved_away(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
+        """A file without a history left a name."""
+        if self.enabled and inode.is_regular and inode.content != EMPTY:
+            self._remember(parent, name, inode, now)
+
     def renamed(
         self,
         parent: int,
@@ -194,8 +209,7 @@ class Versions:
         own = histories.of_name(parent, name)
         in_place = histories.of_inode(inode.id)
         if not own and not in_place:
-            if inode.content != EMPTY:
-                self._remember(parent, name, inode, now)
+            self.moved_away(parent, name, inode, now)
         else:
             # The name left behind keeps what it had, with the content that moves away as the latest.
             if not replaced:
@@ -266,9 +280,9 @@ class Versions:
             self.histories.give_name(parent, name, history)
         self._keep(moved.inode, moved.content, 0)
 
-    def moved(self) -> list[Content]:
+    def moved(self) -> set[Content]:
         """Contents that may become versions although nothing else has them any more (rule 4)."""
-        return [moved.content for moved in self._moved.values()]
+        return {moved.content for moved in self._moved.values()}
 
     def dropped(self) -> None:
         """Versions were dropped: what a name was known to have, it may no longer have (rule 5)."""
