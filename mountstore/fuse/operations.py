@@ -107,6 +107,7 @@ class Operations(pyfuse3.Operations):
         self._namespace = store.namespace
         self._files = store.files
         self._attributes = store.attributes
+        self._drafted = store.drafts.inodes
         self._find = store.namespace.find
         self._get = store.namespace.get
         self._cache_s = cache_s
@@ -243,7 +244,8 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         self._require_real(parent_inode, name)
-        await self._seal_closed(self._find(parent_inode, name))
+        if self._drafted:
+            await self._seal_closed(self._find(parent_inode, name))
         self._namespace.unlink(parent_inode, name)
 
     @_guarded
@@ -272,27 +274,15 @@ class Operations(pyfuse3.Operations):
         exchanged = bool(flags & pyfuse3.RENAME_EXCHANGE)
         self._require_real(parent_inode_old, name_old)
         self._require_real(parent_inode_new, name_new, made=not exchanged)
-        await self._seal_closed(self._find(parent_inode_new, name_new))
+        if self._drafted:
+            await self._settle_rename(parent_inode_old, name_old, parent_inode_new, name_new)
         if exchanged:
             if flags != pyfuse3.RENAME_EXCHANGE:
                 raise FUSEError(errno.EINVAL)
-            await self._seal_closed(self._find(parent_inode_old, name_old))
             self._namespace.exchange(parent_inode_old, name_old, parent_inode_new, name_new)
             return
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise FUSEError(errno.EINVAL)
-        source = self._find(parent_inode_old, name_old)
-        if (
-            source is not None
-            and source.writers
-            and self._find(parent_inode_new, name_new) is not None
-        ):
-            # What the kernel has not written back yet belongs to that content: this makes it do so.
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, InodeT(source.id))
-        if source is not None and source.draft is not None:
-            # A file renamed over another must have its content by the time the rename is committed: after a
-            # crash the name has the old content or the new, never none.
-            await self._files.seal(source)
         self._namespace.rename(
             parent_inode_old,
             name_old,
@@ -300,6 +290,23 @@ class Operations(pyfuse3.Operations):
             name_new,
             noreplace=bool(flags & pyfuse3.RENAME_NOREPLACE),
         )
+
+    async def _settle_rename(self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes) -> None:
+        """Seal what a rename needs sealed.
+
+        A file renamed over another must have its content by the time the rename is committed: after a crash
+        the name has the old content or the new, never none. What is replaced becomes a version.
+        """
+        source = self._find(parent_old, name_old)
+        target = self._find(parent_new, name_new)
+        await self._seal_closed(target)
+        if source is None:
+            return
+        if source.writers and target is not None:
+            # What the kernel has not written back yet belongs to that content: this makes it do so.
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, InodeT(source.id))
+        if source.draft is not None:
+            await self._files.seal(source)
 
     @_guarded
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:

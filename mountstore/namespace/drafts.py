@@ -58,6 +58,8 @@ class Drafts:
         self._space = space
         self._replaced = replaced
         self._memory_bytes = 0
+        self.inodes: set[Inode] = set()
+        """Those that have a draft."""
         # Staging files whose content is sealed, to be deleted when the seal survives power loss.
         self._retired: list[str] = []
 
@@ -106,6 +108,7 @@ class Drafts:
         if inode.change is None:
             inode.change = Change(draft.base, inode.mtime_ns)
         inode.draft = draft
+        self.inodes.add(inode)
 
     def _new_path(self, inode: Inode) -> str:
         return os.path.join(self._staging, f"draft-{inode.id}-{time.time_ns():x}")
@@ -189,6 +192,7 @@ class Drafts:
         staged.lay_over(inode.content, self._contents.open_reader(inode.content))
         staged.base_allocated = inode.allocated
         inode.draft = staged
+        self.inodes.add(inode)
         inode.size = staged.size_bytes
         inode.view = None
 
@@ -199,6 +203,7 @@ class Drafts:
         draft = inode.draft
         assert draft is not None
         inode.draft = None
+        self.inodes.discard(inode)
         self._space.release(draft.claimed)
         if type(draft) is MemoryDraft:
             self._memory_bytes -= len(draft.data)
@@ -259,6 +264,7 @@ class Drafts:
                 continue
             draft.base_allocated = inode.allocated
             inode.draft = draft
+            self.inodes.add(inode)
             inode.size = draft.size_bytes
             inode.view = None
             inode.change = Change(base, inode.mtime_ns)
@@ -271,7 +277,7 @@ class Drafts:
         """Base names of the staging files that belong to drafts, or did until they were sealed."""
         return {os.path.basename(path) for path in self._retired} | {
             os.path.basename(inode.draft.path)
-            for inode in self._inodes.drafted()
+            for inode in self.inodes
             if type(inode.draft) is StagedDraft
         }
 

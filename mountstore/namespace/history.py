@@ -81,6 +81,9 @@ class _Row(NamedTuple):
         return self.blob_size if self.kind in (RowKind.SPLICE, RowKind.DROPPED) else 1
 
 
+Shown = tuple[int, bool, tuple[int, int, int, int, int]]
+"""A version's number, whether it is a directory, and its size, mode, uid, gid and `mtime_ns`."""
+
 _ANY = 1 << 62
 """Beyond every number of a version."""
 
@@ -190,6 +193,22 @@ class Histories:
             waiting = []
             yield number, version
         yield from waiting
+
+    def shown(self, history: int) -> Iterator[Shown]:
+        """What a listing shows of each version, oldest first: a third of the cost of `numbered`."""
+        rows = self._catalog.ask(
+            "SELECT number, kind, size, mode, uid, gid, mtime_ns, blob_size FROM version"
+            " WHERE history = ? ORDER BY number",
+            (history,),
+        ).fetchall()
+        splice, directory, dropped = int(RowKind.SPLICE), int(RowKind.DIRECTORY), int(RowKind.DROPPED)
+        for number, kind, size, mode, uid, gid, mtime_ns, span in rows:
+            if kind == splice:
+                for within, row in self._flat(size, span):
+                    shown = row.size, row.mode & ~FLEETING, row.uid, row.gid, row.mtime_ns
+                    yield number - 1 + within, row.kind == directory, shown
+            elif kind != dropped:
+                yield number, kind == directory, (size, mode & ~FLEETING, uid, gid, mtime_ns)
 
     def times(self, history: int) -> Iterator[tuple[int, int, int, int]]:
         """Number, `mtime_ns`, `until_ns` and `directory` of each version, oldest first."""
@@ -338,9 +357,8 @@ class Histories:
         return last is not None and last.kind == RowKind.PREFIX
 
     def _add(self, history: int, row: tuple[object, ...]) -> int:
-        if not history:
-            history = self._new_number()
         number = self.count(history) + 1
+        history = history or self._new_number()
         marks = ", ".join("?" * (len(row) + 2))
         self._catalog.say(f"INSERT INTO version VALUES ({marks})", (history, number, *row))
         return history

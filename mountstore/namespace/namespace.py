@@ -342,9 +342,13 @@ class Namespace:
         versions = self._versions
         if replaced_id is None:
             moved = None if parent_id == new_parent_id else self._inodes.next_cookie()
-            with self._catalog.savepoint():
-                versions.renamed(parent_id, name, new_parent_id, new_name, inode, now, replaced=False)
+            if versions.concerned(parent_id, name, new_parent_id, new_name, inode):
+                with self._catalog.savepoint():
+                    versions.renamed(parent_id, name, new_parent_id, new_name, inode, now, replaced=False)
+                    self._catalog.move_entry(parent_id, name, new_parent_id, new_name, moved)
+            else:
                 self._catalog.move_entry(parent_id, name, new_parent_id, new_name, moved)
+                versions.moved_away(parent_id, name, inode, now)
         else:
             replaced = self._inodes.get(replaced_id)
             if directory:

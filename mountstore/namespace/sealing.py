@@ -149,7 +149,7 @@ class Sealer:
 
     async def seal_closed(self) -> None:
         """Try again what could not be sealed when it was closed."""
-        for inode in self._inodes.drafted():
+        for inode in list(self._drafts.inodes):
             if inode.writers == 0 and inode.nlink > 0 and inode.busy is None:
                 await self.seal_or_keep(inode)
 
@@ -160,7 +160,7 @@ class Sealer:
             a draft again at the next mount.
         """
         failures: list[Exception] = []
-        for inode in self._inodes.drafted():
+        for inode in list(self._drafts.inodes):
             if inode.nlink > 0:
                 try:
                     await self.seal(inode)

@@ -28,7 +28,7 @@ from mountstore.blobs.reader import ContentReader
 from mountstore.errors import AbsentError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.history import Version
+from mountstore.namespace.history import Shown, Version
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.versions import Versions
 
@@ -56,11 +56,6 @@ class Line(NamedTuple):
     def current(self) -> int:
         """Number of the current content; 0 if the name does not stand for a regular file."""
         return self.superseded + 1 if self.inode is not None and self.inode.is_regular else 0
-
-    @property
-    def latest(self) -> int:
-        """The highest number there is or was; 0 for none."""
-        return self.current or self.superseded
 
 
 class VersionReader:
@@ -158,6 +153,22 @@ class Timeline:
         yield from self.past(line)
         if line.inode is not None and line.current:
             yield line.current, current(line.inode)
+
+    def shown(self, line: Line) -> Iterator[Shown]:
+        """What a listing shows of all versions, the current one last."""
+        yield from self._histories.shown(line.own)
+        for number, directory, appearance in self._histories.shown(line.in_place):
+            yield line.own_count + number, directory, appearance
+        if line.inode is not None and line.current:
+            yield line.current, False, current(line.inode)[1:6]
+
+    def latest(self, line: Line) -> int:
+        """The highest number there is; 0 for none."""
+        number = line.current
+        if not number and line.superseded:
+            for number, _, _ in self.shown(line):
+                pass
+        return number
 
     def at(self, line: Line, time_ns: int) -> int:
         """Number of the version that was current at a time, 0 if there was none (rules 1 to 3).

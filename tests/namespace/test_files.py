@@ -84,7 +84,7 @@ async def test_a_read_of_a_draft_goes_on_while_the_draft_is_sealed_and_closed(
         await gate.wait_reached()
         monkeypatch.undo()
         await store.files.release(handle)
-        assert store.inodes.drafted() == []
+        assert store.drafts.inodes == set()
         gate.opened.set()
     assert got == [bytes(100) + data]
     assert await store.files.read(inode, SPARSE_AT, 5000) == data
@@ -149,7 +149,7 @@ async def test_a_seal_that_fails_keeps_the_draft_and_is_tried_again(
             assert await store.files.read(inode, offset, len(data)) == data
             assert inode.size == offset + len(data)
         await store.sealer.seal_closed()
-        assert store.inodes.drafted() == []
+        assert store.drafts.inodes == set()
         assert await store.files.read(inode, offset, len(data)) == data
 
 
@@ -247,5 +247,5 @@ async def test_a_file_may_be_truncated_while_its_last_writer_closes(
         await store.files.release(handle)
         gate.opened.set()
     assert await content(store, inode) == data[:200_000]
-    assert store.inodes.drafted() == []
+    assert store.drafts.inodes == set()
     assert inode.change is None

@@ -63,7 +63,7 @@ class Program:
         """Every superseded content of the name, oldest first."""
         inode = self.store.namespace.find(parent, name)
         found = []
-        for version in self.store.versions.list(parent, name, inode):
+        for version in self.store.versions.superseded(parent, name, inode):
             content = version.content or (inode.content if inode else None)
             assert content is not None
             reader = self.store.contents.open_reader(content)
@@ -279,7 +279,7 @@ async def test_a_removed_directory_is_found_with_its_names(tmp_path: Path) -> No
         await p.save(b"f", b"one", parent=made.id)
         p.unlink(b"f", made.id)
         p.store.namespace.rmdir(ROOT, b"d")
-        (version,) = p.store.versions.list(ROOT, b"d", None)
+        (version,) = p.store.versions.superseded(ROOT, b"d", None)
         assert version.directory == made.id
         assert await p.history(b"f", version.directory) == [b"one"]
 
