@@ -87,11 +87,15 @@ class VersionsView:
         inode = line.inode
         if inode is not None and inode.is_directory:
             return _Names(self, inode.id, self.owner(inode.id, None), names)
-        if inode is None and line.superseded:
-            last = self._get(line, line.superseded)
-            if last is not None and last.directory:
-                return _Names(self, last.directory, _owner_of(last), names)
-        return _Line(names, name) if line.latest else None
+        if line.current:
+            return _Line(names, name)
+        latest = self.timeline.latest(line)
+        last = self._get(line, latest) if latest else None
+        if last is None:
+            return None
+        if inode is None and last.directory:
+            return _Names(self, last.directory, _owner_of(last), names)
+        return _Line(names, name)
 
     def numbered(self, line: Line, number: int, above: Directory) -> Node | None:
         """The node of one version."""
@@ -101,8 +105,12 @@ class VersionsView:
     def version(self, line: Line, number: int, version: Version, above: Directory) -> Node:
         if version.directory:
             return _Names(self, version.directory, _owner_of(version), above)
+        return self.file(line, number, version[1:6])
+
+    def file(self, line: Line, number: int, shown: tuple[int, int, int, int, int]) -> Node:
+        """A version that is a file; `shown` are size, mode, uid, gid, mtime_ns."""
         timeout_s = 0.0 if number == line.current else self.cache_s
-        return _VersionFile(self, line.parent, line.name, number, version, timeout_s)
+        return _VersionFile(self, line.parent, line.name, number, shown, timeout_s)
 
     def _get(self, line: Line, number: int) -> Version | None:
         try:
@@ -194,7 +202,8 @@ class _Line(_Virtual):
             return _MomentsOfName(self, self.name)
         line = await self.view.settled(self.inode, self.name)
         if name == b"latest":
-            return _VersionLink(self, b"%d" % line.latest) if line.latest else None
+            latest = self.view.timeline.latest(line)
+            return _VersionLink(self, b"%d" % latest) if latest else None
         number = parse_number(name)
         return None if number is None else self.view.numbered(line, number, self)
 
@@ -202,11 +211,18 @@ class _Line(_Virtual):
         return self._list(await self.view.settled(self.inode, self.name))
 
     def _list(self, line: Line) -> Iterator[tuple[bytes, Node]]:
-        for number, version in self.view.timeline.all(line):
-            yield b"%d" % number, self.view.version(line, number, version, self)
+        file = self.view.file
+        number = 0
+        for number, directory, shown in self.view.timeline.shown(line):
+            if not directory:
+                yield b"%d" % number, file(line, number, shown)
+                continue
+            node = self.view.numbered(line, number, self)
+            if node is not None:
+                yield b"%d" % number, node
         yield b"at", _MomentsOfName(self, self.name)
-        if line.latest:
-            yield b"latest", _VersionLink(self, b"%d" % line.latest)
+        if number:
+            yield b"latest", _VersionLink(self, b"%d" % number)
 
 
 class _MomentsOfName(_Line):
@@ -306,39 +322,40 @@ class _Past(_Virtual):
 class _VersionFile(File):
     """One version of a file."""
 
-    __slots__ = ("_entry_timeout_s", "_name", "_number", "_parent", "_version", "_view")
+    __slots__ = ("_key", "_shown", "_view")
 
     def __init__(
-        self, view: VersionsView, parent: int, name: bytes, number: int, version: Version, entry_timeout_s: float
+        self,
+        view: VersionsView,
+        parent: int,
+        name: bytes,
+        number: int,
+        shown: tuple[int, int, int, int, int],
+        entry_timeout_s: float,
     ) -> None:
         self._view = view
-        self._parent = parent
-        self._name = name
-        self._number = number
-        self._version = version
-        self._entry_timeout_s = entry_timeout_s
+        # Without the content: of a prefix that is another one after every append, with the same bytes.
+        self._key = parent, name, number, shown
+        self._shown = shown, entry_timeout_s
 
     @property
     def key(self) -> Hashable:
-        # Without the content: of a prefix that is another one after every append, with the same bytes.
-        _, size, mode, uid, gid, mtime_ns, _, _ = self._version
-        return self._parent, self._name, self._number, size, mode, uid, gid, mtime_ns
+        return self._key
 
     def appearance(self) -> Appearance:
-        _, size, mode, uid, gid, mtime_ns, _, _ = self._version
+        (size, mode, uid, gid, mtime_ns), entry_timeout_s = self._shown
         mode = stat.S_IFREG | mode & 0o555
-        return Appearance(
-            mode, uid, gid, size, mtime_ns, mtime_ns, self._entry_timeout_s, self._view.cache_s
-        )
+        return Appearance(mode, uid, gid, size, mtime_ns, mtime_ns, entry_timeout_s, self._view.cache_s)
 
     async def open(self) -> tuple[VersionReader, bool]:
         # Looked up again: what had its bytes when the name was looked up may have been superseded itself.
-        line = await self._view.settled(self._parent, self._name)
-        version = self._view._get(line, self._number)
-        if version is None or version.size_bytes != self._version.size_bytes:
-            raise StaleError(f"{self._name!r}: version {self._number} is no longer there")
+        parent, name, number, shown = self._key
+        line = await self._view.settled(parent, name)
+        version = self._view._get(line, number)
+        if version is None or version.directory or version.size_bytes != shown[0]:
+            raise StaleError(f"{name!r}: version {number} is no longer there")
         # One that is current may be sealed again before it is superseded.
-        return self._view.timeline.open(version), self._number != line.current
+        return self._view.timeline.open(version), number != line.current
 
 
 class _VersionLink(Link):
