@@ -403,13 +403,19 @@ class Store:
     async def _finish(self) -> None:
         try:
             for inode in self.namespace.forget_all():
-                await self.files.drop(inode)
+                try:
+                    await self.files.drop(inode)
+                except Exception as exc:
+                    log.error("inode %d: a removed file stays until the next mount: %s", inode.id, exc)
+            sealed = False
             try:
                 await self.sealer.seal_all()
+                sealed = True
             finally:
                 await self.commits.sync_now()
-                self.catalog.set_meta("clean", 1)
-                self.commits.commit()
+                if sealed:
+                    self.catalog.set_meta("clean", 1)
+                    self.commits.commit()
         finally:
             self._close()
             syncfs(self.path)
