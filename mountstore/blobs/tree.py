@@ -327,6 +327,10 @@ class BalancedTree:
         wanted = self._wanted
         return wanted is None or digest.sha256[:_KEY_BYTES] in wanted
 
+    def want(self, digest: Digest) -> bool:
+        """Have a blob count as added, because something outside needs it from now on; whether it is here."""
+        return self._look_to_add(digest)[0] is not None
+
     def retire(self, digest: Digest, destination: str) -> bool:
         """As `move_out`, unless the blob was added since `watch`, by whatever thread; returns whether it moved.
 

@@ -243,6 +243,10 @@ class InodeTable:
             self._young = {key: value for key, value in dropped.items() if value.pinned}
             self._threshold = self._generation + 2 * len(self._young)
 
+    def in_use(self) -> list[Inode]:
+        """Every inode in memory."""
+        return [*self._young.values(), *self._old.values()]
+
     def in_memory(self) -> int:
         return len(self._young) + len(self._old)
 
