@@ -1,10 +1,13 @@
 """A store on disk: create, open, lock, configuration. Paths inside it are known here and in `blobs` only.
 
-    store.toml   format number, uuid, limits; a directory without it is written to only if it is empty
+    store.toml   format number, uuid, limits, retention of versions; a directory without it is written to only if
+                 it is empty
     blobs/       the balanced tree
     catalog.db   SQLite, WAL
     staging/     drafts too large for memory, half-written blobs
     bad/         damaged blobs, moved aside
+    trash/       blobs that were collected, by day
+    pins/        lists of digests that something outside needs
     lock         held with flock(2) by whoever may write
 """
 
@@ -25,6 +28,7 @@ import trio
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import syncfs
+from mountstore.blobs.trash import Trash
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import BusyError, ExistsError, StoreError
 from mountstore.namespace.catalog import BlobIndex, Catalog
@@ -36,6 +40,7 @@ from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.paths import find_paths
+from mountstore.namespace.policy import Policy
 from mountstore.namespace.recovery import Recovered, recover_contents
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
@@ -54,6 +59,8 @@ CATALOG_NAME = "catalog.db"
 STAGING_NAME = "staging"
 LOCK_NAME = "lock"
 _BAD = "bad"
+_TRASH = "trash"
+_PINS = "pins"
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -68,6 +75,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     piece_avg: int = DEFAULT_PARAMETERS.avg_size
     piece_max: int = DEFAULT_PARAMETERS.max_size
     hole_min: int = DEFAULT_PARAMETERS.hole_min
+    versions: Policy = Policy()
 
     def chunking(self) -> ChunkingParameters:
         return ChunkingParameters(
@@ -138,14 +146,27 @@ def create_store(
 
 def _write_config(path: str, config: StoreConfig) -> None:
     lines = ["# A store of mountstore. The pieces' sizes decide how files are cut: never change them.\n"]
-    for key, value in msgspec.to_builtins(config).items():
-        lines.append(f'{key} = "{value}"\n' if isinstance(value, str) else f"{key} = {value}\n")
+    fields = msgspec.to_builtins(config)
+    policy = fields.pop("versions")
+    lines += _assignments(fields)
+    lines.append("\n# Which old versions garbage collection keeps; without a line the value shown is meant.\n")
+    lines.append("[versions]\n")
+    lines += [f"# {line}" for line in _assignments(policy)]
     target = os.path.join(path, CONFIG_NAME)
     with open(target + ".new", "w", encoding="utf-8") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     os.rename(target + ".new", target)
+
+
+def _assignments(fields: dict[str, object]) -> list[str]:
+    """Fields as lines of TOML."""
+    lines = []
+    for key, value in fields.items():
+        text = f'"{value}"' if isinstance(value, str) else str(value)
+        lines.append(f"{key} = {text.lower() if isinstance(value, bool) else text}\n")
+    return lines
 
 
 def read_config(path: str) -> StoreConfig:
@@ -238,6 +259,8 @@ class Store:
             dir_limit=self.config.dir_limit,
             exclusive=not self.read_only,
         )
+        self.trash = Trash(os.path.join(path, _TRASH), self.tree)
+        self.pins = os.path.join(path, _PINS)
         if not self.read_only:
             self._known = BlobIndex(self.catalog.path)
             self.tree.trusted = self._known
