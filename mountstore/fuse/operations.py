@@ -361,6 +361,9 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        # It covers every earlier operation, also the close of a file that is still being sealed.
+        if self._drafted:
+            await self._store.sealer.settle()
         await self._store.commits.hard_sync()
 
     # --- attributes ---

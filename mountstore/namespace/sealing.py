@@ -147,6 +147,12 @@ class Sealer:
         else:
             self._kept.pop(inode.id, None)
 
+    async def settle(self) -> None:
+        """Return when what was closed before this call is sealed, as far as it can be."""
+        for inode in list(self._drafts.inodes):
+            if inode.writers == 0 and inode.nlink > 0:
+                await self.seal_or_keep(inode)
+
     async def seal_closed(self) -> None:
         """Try again what could not be sealed when it was closed."""
         for inode in list(self._drafts.inodes):

@@ -233,3 +233,30 @@ def test_sigterm_keeps_everything(make_mount: MountMaker, prelude: str) -> None:
     mount.start()
     assert (mount.path / "closed").read_bytes() == data
     assert (mount.path / "d/open").read_bytes() == data * 10
+
+
+_SLOW_SEAL = """
+import time
+from mountstore.namespace import sealing
+seal_memory = sealing.Sealer._seal_memory
+def slow(self, data):
+    time.sleep(1)  # a disk that takes its time
+    return seal_memory(self, data)
+sealing.Sealer._seal_memory = slow
+"""
+
+
+def test_fsync_of_a_directory_covers_a_file_that_was_closed_and_is_being_sealed(
+    make_mount: MountMaker,
+) -> None:
+    mount = make_mount(prelude=_SLOW_SEAL)
+    data = os.urandom(1 << 20)
+    (mount.path / "closed").write_bytes(data)
+    directory = os.open(mount.path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    mount.kill()
+    mount.start()
+    assert (mount.path / "closed").read_bytes() == data
