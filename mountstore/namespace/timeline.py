@@ -164,11 +164,14 @@ class Timeline:
 
     def latest(self, line: Line) -> int:
         """The highest number there is; 0 for none."""
-        number = line.current
-        if not number and line.superseded:
-            for number, _, _ in self.shown(line):
-                pass
-        return number
+        if line.current or not line.superseded:
+            return line.current
+        try:
+            self.get(line, line.superseded)
+        except AbsentError:
+            # Garbage collection took it.
+            return max((number for number, _, _ in self.shown(line)), default=0)
+        return line.superseded
 
     def at(self, line: Line, time_ns: int) -> int:
         """Number of the version that was current at a time, 0 if there was none (rules 1 to 3).

@@ -14,7 +14,8 @@ Rules
      every temporary name would. A free name that had a history before keeps that, and goes on after it.
   4. A name that is taken again soon after its content moved away has that content as its latest version (an
      editor moved `f` to `f~` and writes a new `f`). Soon is within `RETAKEN_S`, and sooner than the content had
-     been there: a temporary name that is used again and again is there shorter than it is not.
+     been there, which was `SETTLED_S` at least: a temporary name that is used again and again (git's
+     `index.lock`) is there for moments, and mostly shorter than it is not.
   5. A file that was renamed, and is unlinked without having changed since, leaves nothing under its new name
      if the name it left has all of it (an editor's backup).
   6. An empty content is no version; unchanged content makes none. Removing one of several hard links leaves
@@ -37,6 +38,9 @@ from mountstore.namespace.inodes import Inode, InodeTable, now_ns
 
 RETAKEN_S = 60.0
 """An editor that has moved a file away writes the new one within this time."""
+
+SETTLED_S = 1.0
+"""What was at a name for less was being written there, not kept there."""
 
 FLEETING_S = 60.0
 """A name that lived for less holds nothing that is kept for long (journals, lock files)."""
@@ -264,7 +268,8 @@ class Versions:
         moved = self._moved.pop((parent, name), None)
         if moved is None or not self.enabled:
             return
-        if now - moved.at_ns > min(moved.at_ns - moved.born_ns, RETAKEN_S * 1e9):
+        lived_ns = moved.at_ns - moved.born_ns
+        if lived_ns < SETTLED_S * 1e9 or now - moved.at_ns > min(lived_ns, RETAKEN_S * 1e9):
             return
         own = self.histories.of_name(parent, name)
         history = self.histories.append(
