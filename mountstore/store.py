@@ -59,8 +59,8 @@ CATALOG_NAME = "catalog.db"
 STAGING_NAME = "staging"
 LOCK_NAME = "lock"
 _BAD = "bad"
-_TRASH = "trash"
-_PINS = "pins"
+TRASH_NAME = "trash"
+PINS_NAME = "pins"
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -130,6 +130,7 @@ def create_store(
             f"{path}: is neither a store nor empty (found {sorted(found)[0]!r});"
             " give an empty or absent directory"
         )
+    adopted = BLOBS_NAME in found and bool(os.listdir(os.path.join(path, BLOBS_NAME)))
     BalancedTree(os.path.join(path, BLOBS_NAME), dir_limit=dir_limit)
     os.makedirs(os.path.join(path, STAGING_NAME), exist_ok=True)
     catalog = Catalog(os.path.join(path, CATALOG_NAME))
@@ -137,6 +138,9 @@ def create_store(
     inodes.create_root(os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
     inodes.flush()
     catalog.set_meta("clean", 1)
+    if adopted:
+        # Others may need what lies there: garbage collection leaves alone what was never used here.
+        catalog.set_meta("adopted", 1)
     catalog.close()
     # The configuration makes it a store: last, and whole.
     _write_config(path, config)
@@ -151,7 +155,8 @@ def _write_config(path: str, config: StoreConfig) -> None:
     lines += _assignments(fields)
     lines.append("\n# Which old versions garbage collection keeps; without a line the value shown is meant.\n")
     lines.append("[versions]\n")
-    lines += [f"# {line}" for line in _assignments(policy)]
+    usual = _assignments(msgspec.to_builtins(Policy()))
+    lines += [f"# {line}" if line in usual else line for line in _assignments(policy)]
     target = os.path.join(path, CONFIG_NAME)
     with open(target + ".new", "w", encoding="utf-8") as file:
         file.writelines(lines)
@@ -259,8 +264,8 @@ class Store:
             dir_limit=self.config.dir_limit,
             exclusive=not self.read_only,
         )
-        self.trash = Trash(os.path.join(path, _TRASH), self.tree)
-        self.pins = os.path.join(path, _PINS)
+        self.trash = Trash(os.path.join(path, TRASH_NAME), self.tree)
+        self.pins = os.path.join(path, PINS_NAME)
         if not self.read_only:
             self._known = BlobIndex(self.catalog.path)
             self.tree.trusted = self._known

@@ -56,11 +56,12 @@ class Trash:
         name = digest.name
         directory = f"{self.path}/{datetime.now(UTC).date().isoformat()}/{name[:2]}"
         destination = f"{directory}/{name}"
-        try:
-            return self._tree.retire(digest, destination)
-        except FileNotFoundError:
-            os.makedirs(directory, exist_ok=True)
-            return self._tree.retire(digest, destination)
+        while True:
+            try:
+                return self._tree.retire(digest, destination)
+            except FileNotFoundError:
+                # No such directory yet, or no longer: `purge` removes those it empties.
+                os.makedirs(directory, exist_ok=True)
 
     def walk(self) -> Iterator[Discarded]:
         """Everything here, the latest day first."""

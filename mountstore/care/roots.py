@@ -1,0 +1,128 @@
+"""What a store needs besides what its catalog says: contents held in memory, seals in progress, lists of digests.
+
+All but the reading of lists and manifests runs on the thread that owns the store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from mountstore.blobs.content import Content, ContentKind
+from mountstore.blobs.describe import references
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.manifest import MAGIC, decode_manifest
+from mountstore.blobs.tree import BalancedTree
+from mountstore.blobs.verification import read_blob
+from mountstore.errors import BlobMissingError, CorruptError, MisuseError
+from mountstore.namespace.draft import StreamedDraft
+from mountstore.store import Store
+
+_HASH_CHARACTERS = 64
+
+
+async def await_seals(store: Store) -> set[Digest]:
+    """Return when every seal that is in progress now has ended; what began later, the watched tree notes.
+
+    Returns: Blobs of files that are being written now, which nothing refers to before these are closed.
+    """
+    drafts = [(inode, inode.draft, inode.busy) for inode in store.drafts.inodes]
+    stored: set[Digest] = set()
+    for _, draft, busy in drafts:
+        if busy is not None:
+            # The result is taken over in the same breath in which this is set.
+            await busy.wait()
+        if type(draft) is StreamedDraft:
+            async with draft.turn:
+                stored.update(draft.stored())
+    return stored
+
+
+def in_memory(store: Store) -> set[Content]:
+    """Contents that something in memory refers to; the catalog may or may not know them."""
+    contents = store.versions.moved() | store.contents.being_read() | store.replaced.contents()
+    for inode in store.inodes.in_use():
+        contents.add(inode.content)
+        if inode.change is not None:
+            contents.add(inode.change.origin)
+        if inode.draft is not None:
+            contents.add(inode.draft.base)
+    return contents
+
+
+def hashes_of(tree: BalancedTree, content: Content) -> Iterator[bytes]:
+    """SHA-256 of every blob that a content needs; blocks.
+
+    Raises:
+      BlobMissingError, CorruptError, OSError: A manifest cannot be read, so nobody knows.
+    """
+    if content.kind is ContentKind.BLOB and content.digest is not None:
+        yield content.digest.sha256
+        return
+    for digest in references(tree, content):
+        yield digest.sha256
+
+
+class Listed(NamedTuple):
+    """A line of a list of blobs to keep. `size_bytes` is None if only the hash was given."""
+
+    sha256: bytes
+    size_bytes: int | None
+
+
+def read_lists(files: Iterable[str], directory: str) -> list[Listed]:
+    """Every line of the given files and of all files in a directory, which need not exist.
+
+    A line is the name of a blob, a path that ends in one, or the 64 hex characters of its SHA-256. Empty lines and
+    those that begin with `#` do not count.
+
+    Raises:
+      MisuseError: A line is something else: nothing is collected while it is not known what it means.
+      OSError: A list cannot be read.
+    """
+    paths = list(files)
+    try:
+        with os.scandir(directory) as entries:
+            paths += sorted(entry.path for entry in entries if entry.is_file())
+    except FileNotFoundError:
+        pass
+    listed = []
+    for path in paths:
+        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+            for number, line in enumerate(lines, 1):
+                text = line.strip()
+                if text and not text.startswith("#"):
+                    listed.append(_listed(text, f"{path}:{number}"))
+    return listed
+
+
+def _listed(text: str, where: str) -> Listed:
+    name = text.rpartition("/")[2]
+    try:
+        if len(name) == _HASH_CHARACTERS and name == name.lower():
+            return Listed(bytes.fromhex(name), None)
+        return Listed(*Digest.parse(name))
+    except (ValueError, MisuseError):
+        raise MisuseError(f"{where}: {text!r} is neither the name of a blob nor a SHA-256") from None
+
+
+def hashes_below(tree: BalancedTree, digest: Digest) -> list[bytes]:
+    """SHA-256 of a blob and, if it is a manifest, of all it lists; blocks.
+
+    A blob that is not there, or begins like a manifest and is none, stands for itself.
+    """
+    found = [digest.sha256]
+    waiting = [digest]
+    try:
+        while waiting:
+            data = b"".join(read_blob(tree, part, None) for part in waiting)
+            if not data.startswith(MAGIC):
+                break
+            manifest = decode_manifest(data, digest.name)
+            pieces = [entry.digest for entry in manifest if entry.digest is not None]
+            found += [piece.sha256 for piece in pieces]
+            waiting = pieces if manifest.level else []
+    except (BlobMissingError, CorruptError):
+        pass
+    return found
