@@ -41,6 +41,7 @@ from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.paths import find_paths
 from mountstore.namespace.policy import Policy
+from mountstore.namespace.recall import Recall
 from mountstore.namespace.recovery import Recovered, recover_contents
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
@@ -306,6 +307,16 @@ class Store:
             versions=self.versions,
             contents=self.contents,
             drafts=self.drafts,
+            tree=self.tree,
+            parameters=parameters,
+        )
+        self.recall = Recall(
+            namespace=self.namespace,
+            inodes=self.inodes,
+            timeline=self.timeline,
+            contents=self.contents,
+            ledger=self.ledger,
+            sealer=self.sealer,
             tree=self.tree,
             parameters=parameters,
         )

@@ -1,0 +1,287 @@
+"""Versions by path, and getting them back: list, open, compare, restore, undelete. Works without a mount.
+
+Paths are bytes from the root of the store, with or without a leading slash; a directory on the way may be one that
+was removed. `path@N` and `path@TIME` (`mountstore.namespace.notation`) name a version wherever a path is taken,
+unless there is a name like that.
+
+What is brought back is a new inode that takes the name: a file that somebody has open, and its other hard links,
+stay as they are, and what the name stood for becomes a version. The kernel is not told: whoever restores in a
+store that is mounted invalidates the entry.
+
+Everything runs on the owner's thread. Dropping versions is garbage collection's business.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.content import EMPTY, Content, ContentKind
+from mountstore.blobs.seal import seal, seal_small
+from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import AbsentError, ExistsError, FoundDirectoryError, WantsDirectoryError
+from mountstore.namespace.contents import Contents
+from mountstore.namespace.history import Version
+from mountstore.namespace.inodes import ROOT, Inode, InodeTable
+from mountstore.namespace.ledger import Ledger
+from mountstore.namespace.namespace import Caller, Namespace
+from mountstore.namespace.notation import Instant, parse_reference
+from mountstore.namespace.sealing import Sealer
+from mountstore.namespace.timeline import Line, Timeline, VersionReader
+
+_COMPARED_BYTES = 1 << 20
+
+Selector = int | Instant
+"""Which version: its number, or the one that was current at a time."""
+
+
+class Listed(NamedTuple):
+    """One version of a path."""
+
+    number: int
+    version: Version
+    current: bool
+
+
+class Difference(NamedTuple):
+    """How two versions differ; their attributes stand in their `Version`s."""
+
+    old: Version
+    new: Version
+    first: int | None
+    """Offset of the first byte that differs, which may be the end of the shorter; None if the bytes are equal."""
+
+
+class Recall:
+    """Versions of one store, by path."""
+
+    def __init__(
+        self,
+        *,
+        namespace: Namespace,
+        inodes: InodeTable,
+        timeline: Timeline,
+        contents: Contents,
+        ledger: Ledger,
+        sealer: Sealer,
+        tree: BalancedTree,
+        parameters: ChunkingParameters,
+    ) -> None:
+        self._namespace = namespace
+        self._inodes = inodes
+        self._timeline = timeline
+        self._contents = contents
+        self._ledger = ledger
+        self._sealer = sealer
+        self._tree = tree
+        self._parameters = parameters
+
+    # --- looking ---
+
+    async def list_versions(self, path: bytes) -> list[Listed]:
+        """All versions of a path, oldest first, the current content last.
+
+        Raises: AbsentError if there is neither a file nor a history; FoundDirectoryError.
+        """
+        line = await self._line(path)
+        current = line.current
+        return [Listed(number, version, number == current) for number, version in self._timeline.all(line)]
+
+    async def open_version(self, path: bytes, selector: Selector | None = None) -> VersionReader:
+        """Open a version for reading, to be closed by the caller; without `selector`, what `path` itself says.
+
+        Raises: AbsentError, FoundDirectoryError.
+        """
+        line, number = await self._select(path, selector)
+        return self._timeline.open(self._get(line, number))
+
+    async def diff(self, path: bytes, old: Selector, new: Selector) -> Difference:
+        """Compare two versions of a path.
+
+        Raises: AbsentError, FoundDirectoryError; CorruptError, BlobMissingError.
+        """
+        versions = []
+        for selector in (old, new):
+            line, number = await self._select(path, selector)
+            versions.append(self._get(line, number))
+        first, second = versions
+        if first.content == second.content and first.size_bytes == second.size_bytes:
+            return Difference(first, second, None)
+        readers = [self._timeline.open(version) for version in versions]
+        try:
+            offset = await self._contents.in_thread(_first_difference, readers[0].pread, readers[1].pread)
+        finally:
+            for reader in readers:
+                reader.close()
+        return Difference(first, second, offset)
+
+    # --- getting back ---
+
+    async def restore(self, path: bytes, selector: Selector | None = None) -> Inode:
+        """Let a path have the content, mode, owner and modification time that it had; returns the new inode.
+
+        Its directory has to exist. Extended attributes are not recorded with versions, so it has none.
+
+        Raises:
+          AbsentError: No such version, or no such directory.
+          FoundDirectoryError: The path, or the version, is a directory.
+          ReadOnlyError, NoSpaceError: Nothing was changed.
+        """
+        self._namespace.require_writable()
+        line, number = await self._select(path, selector)
+        version = self._get(line, number)
+        content, allocated = await self._content(version)
+        replaced = self._namespace.find(line.parent, line.name)
+        if replaced is not None and replaced.draft is not None and replaced.writers == 0:
+            await self._sealer.seal(replaced)
+        # The name may stand for something else by now, but a number means what it meant, if it is still there.
+        self._get(self._timeline.line(line.parent, line.name), number)
+        return self._place(line.parent, line.name, version, content, allocated)
+
+    async def undelete(self, path: bytes) -> Inode:
+        """Bring a removed file back as it was last; returns the new inode.
+
+        Raises: ExistsError if the path exists; else as `restore`.
+        """
+        line = await self._line(path)
+        if line.inode is not None:
+            raise ExistsError(repr(path))
+        return await self.restore(path, self._timeline.latest(line))
+
+    async def _content(self, version: Version) -> tuple[Content, int]:
+        """A content with exactly the version's bytes, and how many of them are not in holes."""
+        content = EMPTY if version.size_bytes == 0 else version.content
+        assert content is not None
+        if content.size_bytes == version.size_bytes:
+            if content.kind is not ContentKind.MANIFEST:
+                return content, content.size_bytes
+            return content, await self._contents.in_thread(self._allocated, content)
+        # So far it is the beginning of a longer one only.
+        reader = self._timeline.open(version)
+        try:
+            if version.size_bytes <= self._parameters.piece_max:
+                data = await reader.read(0, version.size_bytes)
+                sealed = await self._contents.in_thread(seal_small, self._tree, data)
+            else:
+                sealed = await self._contents.in_thread(seal, self._tree, self._parameters, reader)
+        finally:
+            reader.close()
+        self._ledger.record(sealed.blobs)
+        return sealed.content, sealed.content.size_bytes - sealed.hole_bytes
+
+    def _allocated(self, content: Content) -> int:
+        reader = self._contents.open_reader(content)
+        assert reader is not None
+        try:
+            return sum(end - start for start, end in reader.data_ranges())
+        finally:
+            reader.close()
+
+    def _place(self, parent: int, name: bytes, version: Version, content: Content, allocated: int) -> Inode:
+        """Make an inode of a version and give it a name. Without an await, so nobody sees it half done."""
+        namespace = self._namespace
+        taken = namespace.find(parent, name)
+        if taken is not None and taken.is_directory:
+            raise FoundDirectoryError(repr(name))
+        made_as = name if taken is None else self._free_name(parent)
+        inode = namespace.create(
+            parent, made_as, stat.S_IFREG | version.mode & 0o7777, Caller(version.uid, version.gid)
+        )
+        inode.mode = stat.S_IFREG | version.mode & 0o7777
+        inode.gid = version.gid
+        inode.content = content
+        inode.size = content.size_bytes
+        inode.allocated = allocated
+        inode.mtime_ns = version.mtime_ns
+        self._inodes.changed(inode)
+        if taken is not None:
+            namespace.rename(parent, made_as, parent, name)
+        return inode
+
+    def _free_name(self, parent: int) -> bytes:
+        number = 0
+        while self._namespace.find(parent, name := b".restored-%d" % number) is not None:
+            number += 1
+        return name
+
+    # --- paths ---
+
+    async def _select(self, path: bytes, selector: Selector | None) -> tuple[Line, int]:
+        """The line of a path, and the number of the version that is meant; the current one by default."""
+        if selector is None:
+            reference = parse_reference(path)
+            try:
+                line = await self._line(path)
+            except AbsentError:
+                if reference.name == path:
+                    raise
+                path, selector = reference
+                line = await self._line(path)
+        else:
+            line = await self._line(path)
+        if isinstance(selector, Instant):
+            number = self._timeline.at(line, selector.time_ns)
+        else:
+            number = self._timeline.latest(line) if selector is None else selector
+        if not number:
+            raise AbsentError(f"{path!r}: no version of that time")
+        return line, number
+
+    def _get(self, line: Line, number: int) -> Version:
+        version = self._timeline.get(line, number)
+        if version.directory:
+            raise FoundDirectoryError(f"{line.name!r}: version {number} is a directory")
+        return version
+
+    async def _line(self, path: bytes) -> Line:
+        *above, name = [part for part in path.split(b"/") if part] or [b""]
+        parent = ROOT
+        for part in above:
+            parent = self._directory(self._timeline.line(parent, part))
+        line = self._timeline.line(parent, name)
+        inode = line.inode
+        if inode is not None and inode.draft is not None and inode.writers == 0:
+            await self._sealer.seal(inode)
+            line = self._timeline.line(parent, name)
+        if not name or (line.inode is not None and line.inode.is_directory):
+            raise FoundDirectoryError(repr(path))
+        if not self._timeline.latest(line):
+            raise AbsentError(repr(path))
+        return line
+
+    def _directory(self, line: Line) -> int:
+        """The directory that a name stands for, or stood for last."""
+        if line.inode is not None:
+            if not line.inode.is_directory:
+                raise WantsDirectoryError(repr(line.name))
+            return line.inode.id
+        latest = self._timeline.latest(line)
+        directory = self._timeline.get(line, latest).directory if latest else 0
+        if not directory:
+            raise AbsentError(repr(line.name))
+        return directory
+
+
+_Pread = Callable[[int, int], bytes]
+
+
+def _first_difference(old: _Pread, new: _Pread) -> int | None:
+    offset = 0
+    while True:
+        first, second = old(offset, _COMPARED_BYTES), new(offset, _COMPARED_BYTES)
+        if first != second:
+            shorter = min(len(first), len(second))
+            # Halves, until one byte is left: comparing is fast, looking at each byte is not.
+            low, high = 0, shorter
+            while low < high:
+                middle = (low + high + 1) // 2
+                if first[:middle] == second[:middle]:
+                    low = middle
+                else:
+                    high = middle - 1
+            return offset + low
+        if not first:
+            return None
+        offset += len(first)
