@@ -10,7 +10,7 @@ What was there at a time is derived from what is recorded, which are ends, not b
    modification time, whichever is later. (A modification time that was set later hides it before that.)
 2. What an inode holds or held in place was there since the inode was born or, if that is later, since the content
    before it was superseded. A file renamed to a name that was free is taken to have had that name from birth.
-3. Empty contents are no versions, so a name is absent at times when it was empty, except from the last change on.
+3. Empty contents are no versions: for a time at which a file was empty, what it was filled with next may show.
 4. Directories and symbolic links are those that are there now, from their birth. A removed directory was there,
    as far as anything in it was.
 
