@@ -36,6 +36,7 @@ async def await_seals(store: Store) -> set[Digest]:
         if type(draft) is StreamedDraft:
             async with draft.turn:
                 stored.update(draft.stored())
+    await store.contents.wait_added()
     return stored
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -33,6 +34,7 @@ class Contents:
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._descriptors = DescriptorCache()
         self._readers: WeakSet[ContentReader] = WeakSet()
+        self._additions: set[trio.Event] = set()
         self.verified = VerifiedBlobs()
 
     def open_reader(self, content: Content) -> ContentReader | None:
@@ -47,6 +49,22 @@ class Contents:
     def being_read(self) -> set[Content]:
         """Contents of all readers, which may be old versions that nothing else has any more."""
         return {reader.content for reader in self._readers}
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """The context in which a worker adds blobs that are no draft's, until something refers to them."""
+        done = trio.Event()
+        self._additions.add(done)
+        try:
+            yield
+        finally:
+            self._additions.discard(done)
+            done.set()
+
+    async def wait_added(self) -> None:
+        """Return when all who are `adding` now have ended."""
+        for done in list(self._additions):
+            await done.wait()
 
     async def read(self, inode: Inode, offset: int, length: int) -> bytes:
         """Bytes of the inode's sealed content, fewer than `length` only at its end.
