@@ -153,10 +153,9 @@ class Versions:
         if not own:
             return True
         ends = self.histories.ends(own)
-        # What was superseded after the inode was born, or shortly before, makes one life with it.
-        return ends is not None and (
-            ends[0] < inode.btime_ns if ends[1] else ends[0] + FLEETING_S * 1e9 < inode.btime_ns
-        )
+        # A fleeting one was removed, so this is another life. Else what was superseded since the inode was born,
+        # or shortly before, makes one life with it.
+        return ends is not None and (ends[1] or ends[0] + FLEETING_S * 1e9 < inode.btime_ns)
 
     def _append(self, history: int, inode: Inode, now: int, *, fleeting: bool = False) -> int:
         return self.histories.append(
