@@ -132,13 +132,14 @@ class Recall:
         self._namespace.require_writable()
         line, number = await self._select(path, selector)
         version = self._get(line, number)
-        content, allocated = await self._content(version)
-        replaced = self._namespace.find(line.parent, line.name)
-        if replaced is not None and replaced.draft is not None and replaced.writers == 0:
-            await self._sealer.seal(replaced)
-        # The name may stand for something else by now, but a number means what it meant, if it is still there.
-        self._get(self._timeline.line(line.parent, line.name), number)
-        return self._place(line.parent, line.name, version, content, allocated)
+        with self._contents.adding():
+            content, allocated = await self._content(version)
+            replaced = self._namespace.find(line.parent, line.name)
+            if replaced is not None and replaced.draft is not None and replaced.writers == 0:
+                await self._sealer.seal(replaced)
+            # The name may stand for something else by now, but a number means what it meant, if it is still there.
+            self._get(self._timeline.line(line.parent, line.name), number)
+            return self._place(line.parent, line.name, version, content, allocated)
 
     async def undelete(self, path: bytes) -> Inode:
         """Bring a removed file back as it was last; returns the new inode.
@@ -166,6 +167,9 @@ class Recall:
                 sealed = await self._contents.in_thread(seal_small, self._tree, data)
             else:
                 sealed = await self._contents.in_thread(seal, self._tree, self._parameters, reader)
+        except BaseException:
+            self._ledger.suspect = True
+            raise
         finally:
             reader.close()
         self._ledger.record(sealed.blobs)
