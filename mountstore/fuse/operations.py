@@ -302,9 +302,6 @@ class Operations(pyfuse3.Operations):
         await self._seal_closed(target)
         if source is None:
             return
-        if source.writers and target is not None:
-            # What the kernel has not written back yet belongs to that content: this makes it do so.
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, InodeT(source.id))
         if source.draft is not None:
             await self._files.seal(source)
 

@@ -135,7 +135,8 @@ CREATE TABLE previous (              -- what an inode stood for at the last hard
     staging    TEXT,                 -- and the draft over it, as in draft
     draft_size INTEGER,
     base_limit INTEGER,
-    dirty      BLOB
+    dirty      BLOB,
+    open       INTEGER NOT NULL      -- the newer content is not whole before its writer closes the file
 ) STRICT;
 
 CREATE TABLE draft (                 -- staging files whose content an fsync has promised
@@ -178,7 +179,7 @@ class ContentRow(NamedTuple):
 
 
 PreviousRow = tuple[
-    int, int, bytes | None, int | None, int, int, str | None, int | None, int | None, bytes | None
+    int, int, bytes | None, int | None, int, int, str | None, int | None, int | None, bytes | None, int
 ]
 """The columns of `previous` in the order of the schema."""
 
@@ -517,7 +518,7 @@ class Catalog:
     # --- what contents replaced ---
 
     def put_previous(self, rows: Iterable[PreviousRow]) -> None:
-        self._say_all("INSERT OR REPLACE INTO previous VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._say_all("INSERT OR REPLACE INTO previous VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def delete_previous(self, inode: int) -> None:
         self.say("DELETE FROM previous WHERE inode = ?", (inode,))

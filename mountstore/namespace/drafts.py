@@ -228,7 +228,13 @@ class Drafts:
         """A file took the name of another by a rename: note what the name stood for."""
         if inode.is_regular and replaced.is_regular:
             row = self._catalog.get_draft(replaced.id) if replaced.draft is not None else None
-            self._replaced.inherit(inode.id, replaced.id, replaced.content, replaced.allocated, row)
+            self._replaced.inherit(
+                inode.id, replaced.id, replaced.content, replaced.allocated, row, still_open=inode.writers > 0
+            )
+
+    def settled(self, inode: Inode) -> None:
+        """The content of a file, or its recorded draft, is what its writers wanted, as far as they said so."""
+        self._replaced.closed(inode.id)
 
     def take_retired(self) -> list[str]:
         """Staging files to delete after the hard sync that is about to start."""

@@ -83,6 +83,7 @@ class Files:
                 inode.syncs = 0
                 if inode.draft is None:
                     inode.change = None
+                    self._drafts.settled(inode)
                 elif inode.change is not None:
                     inode.change.ended = True
                 if inode.draft is not None and inode.nlink > 0:
@@ -100,6 +101,7 @@ class Files:
             return
         if inode.draft is not None:
             self._drafts.retire(inode)
+        self._drafts.settled(inode)
         self._contents.close_reader(inode)
         self._inodes.remove(inode)
 
@@ -256,4 +258,5 @@ class Files:
             else:
                 await self._sealer.seal(inode)
             inode.syncs += 1
+        self._drafts.settled(inode)
         await self._hard_sync()

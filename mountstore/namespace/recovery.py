@@ -62,27 +62,27 @@ def recover_contents(
     """
     unsynced = catalog.unsynced()
     damaged = _find_damaged(catalog, tree, unsynced, cold=cold)
-    if not damaged:
+    notes = {row[0]: from_row(row) for row in catalog.previous()}
+    affected = {inode for inode, note in notes.items() if note.open}
+    if not damaged and not affected:
         return Recovered(len(unsynced), frozenset(), [], [])
     if candidates is None:
-        notes = {row[0]: from_row(row) for row in catalog.previous()}
 
         def candidates(inode: int) -> Iterable[Previous]:
             return [notes[inode]] if inode in notes else []
 
     judge = _Judge(catalog, tree, damaged, frozenset(unsynced))
     restored, lost = [], []
-    affected = [
-        row.inode
-        for row in catalog.contents()
-        if judge.is_damaged(
-            Content(ContentKind(row.kind), Digest(row.sha256, row.blob_size), row.size)
-        )
-    ]
-    for inode in affected:
+    broken = set()
+    if damaged:
+        for row in catalog.contents():
+            content = Content(ContentKind(row.kind), Digest(row.sha256, row.blob_size), row.size)
+            if judge.is_damaged(content):
+                broken.add(row.inode)
+    for inode in sorted(affected | broken):
         previous = next((found for found in candidates(inode) if not judge.is_damaged(found.content)), None)
         if previous is None:
-            lost.append(inode)
+            lost += [inode] if inode in broken else []
             continue
         content = previous.content
         catalog.set_content(

@@ -4,6 +4,11 @@ A soft commit can reach the disk before the blobs it speaks of. If power fails t
 damaged and lets the inode go back to what is noted here, so that an overwritten file has its old content,
 and so has a name that a new file was renamed over.
 
+A file that takes the name of another while it is open for writing is not whole yet: part of it may be in the
+kernel only. (Having the kernel write it back during the rename would need a thread of ours to wait for
+requests that only we can answer; a daemon killed then could not die.) Its note is *open*: until the file
+is closed or fsynced, any crash lets the name go back, also that of this process alone.
+
 Invariants
   1. A note is in the same transaction as the content that replaces it.
   2. What a note speaks of survived power loss when it was made, or is itself listed as unsynced.
@@ -25,6 +30,7 @@ class Previous(NamedTuple):
     content: Content
     allocated: int
     draft: DraftRow | None
+    open: bool = False
 
 
 class Replaced:
@@ -36,6 +42,7 @@ class Replaced:
         self._taken: dict[int, Previous] = {}
         self._since: dict[int, Previous] = {}
         self._unlisted: dict[int, Previous] = {}
+        self._open: dict[int, Previous] = {}
 
     def load(self) -> list[str]:
         """At start: take up the notes that a crash left. Returns the staging files in them."""
@@ -52,27 +59,49 @@ class Replaced:
             self._put(inode, Previous(content, allocated, draft))
 
     def inherit(
-        self, inode: int, replaced: int, content: Content, allocated: int, draft: DraftRow | None
+        self,
+        inode: int,
+        replaced: int,
+        content: Content,
+        allocated: int,
+        draft: DraftRow | None,
+        *,
+        still_open: bool,
     ) -> None:
         """A file took the name of `replaced`, which has this content: should its own be lost, it goes back
         to that, unless it has something of its own to go back to."""
-        if inode in self._since or inode in self._taken:
+        known = inode in self._since or inode in self._taken
+        if known and not still_open:
             return
-        previous = self._since.get(replaced) or self._taken.get(replaced)
+        previous = self._open.get(replaced) or self._since.get(replaced) or self._taken.get(replaced)
         if previous is None and (content.digest is not None or draft is not None):
             previous = Previous(content, allocated, draft)
+        if previous is None:
+            return
+        if still_open:
+            self._open[inode] = self._unlisted[inode] = previous._replace(open=True)
+        if not known:
+            self._since[inode] = previous._replace(open=False)
+            self._unlisted[inode] = previous._replace(open=still_open)
+
+    def closed(self, inode: int) -> None:
+        """The content of a file that was open when it took another's name is whole, in this transaction."""
+        previous = self._open.pop(inode, None)
         if previous is not None:
-            self._put(inode, previous)
+            own = self._taken.get(inode) or self._since.setdefault(inode, previous._replace(open=False))
+            self._unlisted[inode] = own
 
     def _put(self, inode: int, previous: Previous) -> None:
         self._since[inode] = previous
-        # The note of a sync under way is the one that holds until it has ended.
-        if inode not in self._taken:
+        # The note of a sync under way is the one that holds until it has ended, an open one until the file
+        # is closed.
+        if inode not in self._taken and inode not in self._open:
             self._unlisted[inode] = previous
 
     def contents(self) -> set[Content]:
         """What the notes in memory speak of; some reach the catalog only when the sync under way has ended."""
-        return {note.content for notes in (self._taken, self._since) for note in notes.values()}
+        kept = (self._taken, self._since, self._open)
+        return {note.content for notes in kept for note in notes.values()}
 
     def flush(self) -> None:
         """Write new notes into the catalog's open transaction."""
@@ -95,12 +124,14 @@ class Replaced:
         """The blobs are flushed: only later notes stay."""
         self._catalog.clear_previous()
         self._taken = {}
-        self._unlisted = dict(self._since)
+        # A draft in an open note has no staging file for longer than this: what is below it must do.
+        self._open = {inode: previous._replace(draft=None) for inode, previous in self._open.items()}
+        self._unlisted = {**self._since, **self._open}
         self.flush()
 
 
 def from_row(row: PreviousRow) -> Previous:
-    inode, kind, sha256, blob_size, size, allocated, staging, draft_size, base_limit, dirty = row
+    inode, kind, sha256, blob_size, size, allocated, staging, draft_size, base_limit, dirty, open_ = row
     content = EMPTY
     if sha256 is not None and blob_size is not None:
         content = Content(ContentKind(kind), Digest(sha256, blob_size), size)
@@ -108,13 +139,14 @@ def from_row(row: PreviousRow) -> Previous:
     if staging is not None:
         assert draft_size is not None and base_limit is not None and dirty is not None
         draft = DraftRow(inode, staging, draft_size, base_limit, dirty)
-    return Previous(content, allocated, draft)
+    return Previous(content, allocated, draft, bool(open_))
 
 
 def _to_rows(notes: dict[int, Previous]) -> list[PreviousRow]:
     rows: list[PreviousRow] = []
-    for inode, (content, allocated, draft) in notes.items():
+    for inode, (content, allocated, draft, open_) in notes.items():
         sha256, blob_size = content.digest or (None, None)
         recorded = (None, None, None, None) if draft is None else draft[1:]
-        rows.append((inode, int(content.kind), sha256, blob_size, content.size_bytes, allocated, *recorded))
+        row = (inode, int(content.kind), sha256, blob_size, content.size_bytes, allocated)
+        rows.append((*row, *recorded, int(open_)))
     return rows

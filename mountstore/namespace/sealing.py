@@ -131,6 +131,8 @@ class Sealer:
         inode.size = content.size_bytes
         inode.allocated = content.size_bytes - sealed.hole_bytes
         self._drafts.retire(inode)
+        if inode.writers == 0:
+            self._drafts.settled(inode)
         if inode.change is not None and inode.change.ended:
             inode.change = None
         self._inodes.changed(inode)

@@ -171,6 +171,8 @@ class Client(threading.Thread):
 
     def _replace(self, name: str, history: History, *, left_open: bool) -> None:
         """As editors do: write a new file and rename it over the old one."""
+        # A name that was free may stand for what has been written back so far.
+        left_open = left_open and history.content is not None
         content = self._content()
         fd = os.open(self._path("new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:

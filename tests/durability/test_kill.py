@@ -1,0 +1,44 @@
+"""kill -9 of the daemon at random moments (promise 3); `scripts/killtest` goes on as long as wanted."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+from durability.kill import kill_once
+from mount.live import SCALE, LiveMount
+
+
+def test_killed_again_and_again_one_store_keeps_every_promise(tmp_path: Path) -> None:
+    mount = LiveMount(tmp_path, checked=False)
+    choice = random.Random(1)
+    for number in range(15 * SCALE):
+        if number:
+            mount.start()
+        assert kill_once(mount, number, choice) == []
+
+
+def test_a_file_renamed_over_another_while_open_is_never_empty_after_a_crash(mount: LiveMount) -> None:
+    """What the kernel holds back of the new content is lost; the name then has the old."""
+    root: Path = mount.path
+    for name in ("lost", "closed", "fsynced"):
+        (root / name).write_bytes(b"old")
+    files = []
+    for name in ("lost", "closed", "fsynced"):
+        file = open(root / f"{name}.new", "wb", buffering=0)
+        file.write(b"new" * 1000)
+        os.rename(root / f"{name}.new", root / name)
+        files.append(file)
+    files[1].close()
+    os.fsync(files[2].fileno())
+    mount.kill()
+    mount.start()
+    mount.announce("lost: the last changes did not reach the disk; it is as before")
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == {
+        "lost": b"old",
+        "closed": b"new" * 1000,
+        "fsynced": b"new" * 1000,
+    }
+    for file in files:
+        file.close()
