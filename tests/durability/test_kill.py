@@ -6,8 +6,9 @@ import os
 import random
 from pathlib import Path
 
-from durability.kill import kill_once
 from mount.live import SCALE, LiveMount
+
+from durability.kill import kill_once
 
 
 def test_killed_again_and_again_one_store_keeps_every_promise(tmp_path: Path) -> None:
@@ -24,14 +25,13 @@ def test_a_file_renamed_over_another_while_open_is_never_empty_after_a_crash(mou
     root: Path = mount.path
     for name in ("lost", "closed", "fsynced"):
         (root / name).write_bytes(b"old")
-    files = []
+    files = {}
     for name in ("lost", "closed", "fsynced"):
-        file = open(root / f"{name}.new", "wb", buffering=0)
-        file.write(b"new" * 1000)
+        files[name] = os.open(root / f"{name}.new", os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(files[name], b"new" * 1000)
         os.rename(root / f"{name}.new", root / name)
-        files.append(file)
-    files[1].close()
-    os.fsync(files[2].fileno())
+    os.close(files.pop("closed"))
+    os.fsync(files["fsynced"])
     mount.kill()
     mount.start()
     mount.announce("lost: the last changes did not reach the disk; it is as before")
@@ -40,5 +40,5 @@ def test_a_file_renamed_over_another_while_open_is_never_empty_after_a_crash(mou
         "closed": b"new" * 1000,
         "fsynced": b"new" * 1000,
     }
-    for file in files:
-        file.close()
+    for fd in files.values():
+        os.close(fd)
