@@ -56,6 +56,7 @@ class VersionsView:
         self.timeline: Timeline = store.timeline
         self.cache_s = cache_s
         self._inodes = store.inodes
+        self._kept_mode = store.versions.kept_mode
         self._seal = store.sealer.seal_or_keep
 
     def of_directory(self, inode: int) -> Directory:
@@ -70,7 +71,7 @@ class VersionsView:
             if last is None:
                 raise
             return last
-        return _Owner(found.mode, found.uid, found.gid, found.mtime_ns, found.ctime_ns)
+        return _Owner(self._kept_mode(found), found.uid, found.gid, found.mtime_ns, found.ctime_ns)
 
     async def settled(self, parent: int, name: bytes) -> Line:
         """The line of a name, when a file that was closed is sealed."""

@@ -106,6 +106,7 @@ class Timeline:
         self._catalog = catalog
         self._inodes = inodes
         self._histories = versions.histories
+        self._kept_mode = versions.kept_mode
         self._contents = contents
 
     # --- one name ---
@@ -129,7 +130,7 @@ class Timeline:
         Raises: AbsentError if there is none of that number.
         """
         if line.inode is not None and number == line.current:
-            return current(line.inode)
+            return self.current(line.inode)
         try:
             if not 1 <= number <= line.superseded:
                 raise LookupError
@@ -152,7 +153,7 @@ class Timeline:
         """`past`, and what is current."""
         yield from self.past(line)
         if line.inode is not None and line.current:
-            yield line.current, current(line.inode)
+            yield line.current, self.current(line.inode)
 
     def shown(self, line: Line) -> Iterator[Shown]:
         """What a listing shows of all versions, the current one last."""
@@ -160,7 +161,7 @@ class Timeline:
         for number, directory, appearance in self._histories.shown(line.in_place):
             yield line.own_count + number, directory, appearance
         if line.inode is not None and line.current:
-            yield line.current, False, current(line.inode)[1:6]
+            yield line.current, False, self.current(line.inode)[1:6]
 
     def latest(self, line: Line) -> int:
         """The highest number there is; 0 for none."""
@@ -195,6 +196,14 @@ class Timeline:
                 return line.own_count + number
             before = max(before, until_ns)
         return line.current if before <= time_ns else 0
+
+    def current(self, inode: Inode) -> Version:
+        """The content a regular file has, as a version: what its last close, or first fsync since, left."""
+        change = inode.change
+        mtime_ns = inode.mtime_ns if change is None or inode.draft is None else change.mtime_ns
+        content = inode.content
+        mode = self._kept_mode(inode)
+        return Version(content, content.size_bytes, mode, inode.uid, inode.gid, mtime_ns, NOT_YET_NS)
 
     def open(self, version: Version) -> VersionReader:
         """A reader of a version that `get` returned; not of a directory's."""
@@ -243,14 +252,6 @@ class Timeline:
                     return True
                 waiting.append(version.directory)
         return False
-
-
-def current(inode: Inode) -> Version:
-    """The content a regular file has, as a version: what its last close, or fsync, left."""
-    change = inode.change
-    mtime_ns = inode.mtime_ns if change is None or inode.draft is None else change.mtime_ns
-    content = inode.content
-    return Version(content, content.size_bytes, inode.mode, inode.uid, inode.gid, mtime_ns, NOT_YET_NS)
 
 
 def _resolved(version: Version, inode: Inode | None) -> Version:

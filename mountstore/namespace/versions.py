@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mountstore.blobs.content import EMPTY, Content
+from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.history import Histories, Version
 from mountstore.namespace.inodes import Inode, InodeTable, now_ns
@@ -73,9 +74,20 @@ class Versions:
         # Numbers from the counter of the cookies, which never gives one twice.
         self.histories = Histories(catalog, inodes.next_cookie)
         self.enabled = enabled
+        self._catalog = catalog
         self._moved: OrderedDict[tuple[int, bytes], _Moved] = OrderedDict()
         # What the name that an inode left has of it (rules 3 and 4): the content, and how much of its history.
         self._kept: OrderedDict[int, tuple[Content, int]] = OrderedDict()
+
+    def kept_mode(self, inode: Inode) -> int:
+        """The mode a version of the inode has.
+
+        Access control lists are not kept with versions. Without its list, the mode's bits for group and others
+        could let in whom the list kept out, so of such a file the owner's rights are kept only.
+        """
+        if inode.xattrs and self._catalog.get_xattr(inode.id, acls.ACCESS) is not None:
+            return inode.mode & ~0o077
+        return inode.mode
 
     # --- reading ---
 
@@ -103,7 +115,7 @@ class Versions:
         history = self.histories.append(
             known,
             origin,
-            mode=inode.mode,
+            mode=self.kept_mode(inode),
             uid=inode.uid,
             gid=inode.gid,
             mtime_ns=change.mtime_ns,
@@ -161,7 +173,7 @@ class Versions:
         return self.histories.append(
             history,
             inode.content,
-            mode=inode.mode,
+            mode=self.kept_mode(inode),
             uid=inode.uid,
             gid=inode.gid,
             mtime_ns=inode.mtime_ns,
@@ -174,7 +186,7 @@ class Versions:
             return
         own = self.histories.of_name(parent, name)
         history = self.histories.append_directory(
-            own, inode.id, mode=inode.mode, uid=inode.uid, gid=inode.gid, now=now
+            own, inode.id, mode=self.kept_mode(inode), uid=inode.uid, gid=inode.gid, now=now
         )
         if history != own:
             self.histories.give_name(parent, name, history)
@@ -255,7 +267,14 @@ class Versions:
 
     def _remember(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
         self._moved[parent, name] = _Moved(
-            inode.id, inode.content, inode.mode, inode.uid, inode.gid, inode.mtime_ns, inode.btime_ns, now
+            inode.id,
+            inode.content,
+            self.kept_mode(inode),
+            inode.uid,
+            inode.gid,
+            inode.mtime_ns,
+            inode.btime_ns,
+            now,
         )
         if len(self._moved) > _MOVED_MAX:
             self._moved.popitem(last=False)

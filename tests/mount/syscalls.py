@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,6 +68,20 @@ def open_by_handle(mount_fd: int, handle: Handle, flags: int) -> int:
     raw = _FileHandle(handle_bytes=len(data), handle_type=kind)
     ctypes.memmove(raw.f_handle, data, len(data))
     return _checked(_libc.open_by_handle_at(mount_fd, ctypes.byref(raw), flags), f"handle {data.hex()}")
+
+
+def getdents(fd: int, size: int) -> list[tuple[bytes, int]]:
+    """Names and the positions after them, as many as fit into `size` bytes; see getdents64(2)."""
+    buffer = ctypes.create_string_buffer(size)
+    filled = _checked(_libc.getdents64(fd, buffer, size), f"fd {fd}")
+    found = []
+    start = 0
+    while start < filled:
+        _, position, length, _ = struct.unpack_from("=QqHB", buffer, start)
+        name = ctypes.string_at(ctypes.addressof(buffer) + start + 19)
+        found.append((name, position))
+        start += length
+    return found
 
 
 def utimensat(path: AnyPath, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
