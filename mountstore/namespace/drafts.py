@@ -117,8 +117,12 @@ class Drafts:
 
     def claim(self, draft: Draft, length: int) -> None:
         """Promise the draft room for `length` more bytes. Raises: NoSpaceError."""
-        self._space.claim(length)
+        self._space.claim(length, new_file=draft.claimed == 0)
         draft.claimed += length
+
+    def ask_for_room(self) -> None:
+        """A seal failed: ask the disk before anything more is accepted."""
+        self._space.ask_again()
 
     def claim_in_all(self, draft: Draft, length: int) -> None:
         """Promise the draft room for `length` bytes altogether: what is written again and again needs room

@@ -1,0 +1,247 @@
+"""A full disk: whoever writes is told, nothing acknowledged is lost, and the mount goes on (promise 4)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mount.consistency import check_store
+from mount.live import LiveMount
+
+from durability.disks import fill, small_disk, use_up_inodes
+
+KIB = 1 << 10
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write(path: Path, data: bytes, *, sync: bool = True) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace(path: Path, data: bytes) -> None:
+    write(path.with_suffix(".new"), data)
+    os.rename(path.with_suffix(".new"), path)
+
+
+def append(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def mount_on(disk: Path, base: Path, *, checked: bool = True) -> LiveMount:
+    """A mount whose store is on the small disk, and nothing else of it."""
+    (base / "m").mkdir()
+    (base / "m/store").symlink_to(disk / "store")
+    return LiveMount(base / "m", checked=checked)
+
+
+def refused(operation: Callable[[], object]) -> bool:
+    """Run what may fail for want of room, and in no other way."""
+    try:
+        operation()
+    except OSError as exc:
+        assert exc.errno in FULL, exc
+        return True
+    return False
+
+
+@pytest.fixture
+def announced() -> tuple[str, ...]:
+    return (
+        "no room",
+        "No space left on device",
+        "there is room again",
+        "database or disk is full",
+    )
+
+
+def settle(mount: LiveMount, patterns: tuple[str, ...]) -> None:
+    """Announce whatever of these is in the log."""
+    text = mount.log.read_text()
+    for pattern in patterns:
+        if pattern in text:
+            mount.announce(pattern)
+
+
+def test_every_operation_on_a_full_disk_fails_well_and_succeeds_when_there_is_room(
+    in_memory: Path, announced: tuple[str, ...]
+) -> None:
+    choice = random.Random(1)
+    with small_disk(in_memory, 64) as disk:
+        mount = mount_on(disk, in_memory)
+        try:
+            root = mount.path
+            kept = {f"kept-{i}": choice.randbytes(50 * KIB) for i in range(20)}
+            for name, data in kept.items():
+                write(root / name, data)
+            (root / "old").write_bytes(b"old")
+            (root / "grows").write_bytes(b"begin")
+            for number in range(3000):
+                (root / f"empty-{number}").touch()
+            sync(root)
+
+            fill(disk)
+            operations: dict[str, Callable[[], object]] = {
+                "small": lambda: write(root / "small", choice.randbytes(10 * KIB)),
+                "large": lambda: write(root / "large", choice.randbytes(12_000 * KIB)),
+                "replace": lambda: replace(root / "old", choice.randbytes(KIB)),
+                "append": lambda: append(root / "grows", choice.randbytes(100 * KIB)),
+                "tiny": lambda: write(root / "tiny", b"tiny"),
+            }
+            assert [name for name, operation in operations.items() if not refused(operation)] == []
+            # A program that does not fsync is told at the latest by close.
+            assert refused(lambda: write(root / "unsynced", choice.randbytes(10 * KIB), sync=False))
+            # What needs no room goes on, and for as long as the catalog has some, so do names.
+            for number in range(1500):
+                os.unlink(root / f"empty-{number}")
+            sync(root)
+            made = 0
+            while made < 20_000 and not refused(partial(os.mkdir, root / f"{'d' * 200}{made}")):
+                made += 1
+                if made % 500 == 0 and refused(lambda: sync(root)):
+                    break
+            assert made < 20_000
+            time.sleep(0.6)  # two timed commits, which may fail
+            assert (root / "old").read_bytes() == b"old"
+            for name, data in kept.items():
+                assert (root / name).read_bytes() == data
+            refused(lambda: os.unlink(root / "empty-1500"))
+
+            os.unlink(disk / "filler")
+            deadline = time.monotonic() + 20
+            while refused(lambda: write(root / "again", b"again")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert [name for name, operation in operations.items() if refused(operation)] == []
+            names = {name for name in os.listdir(root) if name.startswith("d")}
+            assert len(names) >= made
+            for number in range(1501, 3000):
+                os.unlink(root / f"empty-{number}")
+            sync(root)
+            settle(mount, announced)
+            mount.remount()
+            for name, data in kept.items():
+                assert (root / name).read_bytes() == data
+            assert (root / "tiny").read_bytes() == b"tiny" and len((root / "old").read_bytes()) == KIB
+            assert (root / "large").stat().st_size == 12_000 * KIB
+        finally:
+            settle(mount, announced)
+            mount.finish()
+            check_store(disk / "store")
+
+
+def test_what_was_acknowledged_before_the_disk_was_full_survives_a_crash(
+    in_memory: Path, announced: tuple[str, ...]
+) -> None:
+    with small_disk(in_memory, 64) as disk:
+        mount = mount_on(disk, in_memory, checked=False)
+        try:
+            root = mount.path
+            for number in range(300):
+                write(root / f"f{number}", b"%d" % number * 1000, sync=False)
+            sync(root)
+            fill(disk)
+            for number in range(0, 300, 2):
+                os.unlink(root / f"f{number}")
+            sync(root)
+            for _ in range(50):
+                refused(lambda: write(root / "more", b"x" * 30_000))
+            settle(mount, announced)
+            mount.kill()
+            mount.start()
+            assert sorted(name for name in os.listdir(root) if name != "more") == sorted(
+                f"f{number}" for number in range(1, 300, 2)
+            )
+            assert (root / "f7").read_bytes() == b"7" * 1000
+            assert refused(lambda: write(root / "more", b"x" * 30_000))
+            os.unlink(disk / "filler")
+            write(root / "more", b"x" * 30_000)
+        finally:
+            settle(mount, announced)
+            mount.finish()
+        check_store(disk / "store")
+
+
+def test_a_disk_without_inodes_is_a_full_disk(in_memory: Path, announced: tuple[str, ...]) -> None:
+    with small_disk(in_memory, 64, "-N", "400") as disk:
+        mount = mount_on(disk, in_memory)
+        try:
+            root = mount.path
+            (root / "before").write_bytes(b"before")
+            sync(root)
+            use_up_inodes(disk)
+            assert refused(lambda: write(root / "after", b"after"))
+            assert refused(lambda: write(root / "unsynced", b"unsynced", sync=False))
+            os.mkdir(root / "a name needs none")
+            sync(root)
+            shutil.rmtree(disk / "files")
+            write(root / "after", b"after")
+            # The store uses them up by itself.
+            told = 0
+            for number in range(1000):
+                told += refused(partial(write, root / f"n{number}", b"%d" % number, sync=False))
+            assert told > 500
+            # The kernel shows what it could not write until it lets go of it.
+            settle(mount, announced)
+            mount.remount()
+            whole = {
+                name: data
+                for name in os.listdir(root)
+                if name.startswith("n") and (data := (root / name).read_bytes())
+            }
+            assert len(whole) == 1000 - told
+            assert all(data == name[1:].encode() for name, data in whole.items())
+            assert (root / "before").read_bytes() == b"before" and (root / "after").read_bytes() == b"after"
+        finally:
+            settle(mount, announced)
+            mount.finish()
+
+
+def test_the_reserve_is_not_given_to_contents(in_memory: Path, announced: tuple[str, ...]) -> None:
+    with small_disk(in_memory, 64) as disk:
+        mount = mount_on(disk, in_memory)
+        try:
+            choice = random.Random(2)
+            number = 0
+            while not refused(partial(write, mount.path / f"f{number}", choice.randbytes(300 * KIB))):
+                number += 1
+            status = os.statvfs(disk)
+            assert status.f_bavail * status.f_frsize > 12 << 20
+            for name in os.listdir(mount.path):
+                os.unlink(mount.path / name)
+            sync(mount.path)
+        finally:
+            settle(mount, announced)
+            mount.finish()
+        database = sqlite3.connect(disk / "store/catalog.db")
+        (entries,) = database.execute("SELECT count(*) FROM entry").fetchone()
+        database.close()
+        assert entries == 0
