@@ -42,6 +42,9 @@ class DescriptorCache:
         self._used: dict[Digest, Descriptor] = {}
         self._idle: OrderedDict[Digest, Descriptor] = OrderedDict()
 
+    def __del__(self) -> None:
+        self.close_idle()
+
     def __len__(self) -> int:
         """How many descriptors are open."""
         return len(self._used) + len(self._idle)

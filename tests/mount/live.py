@@ -81,7 +81,11 @@ class LiveMount:
             self._process = process
             ended = os.pidfd_open(process.pid)
             try:
-                ready, _, _ = select.select([told.fileno(), ended], [], [], PATIENCE_S)
+                # Not select(2): its descriptors end at 1023.
+                poll = select.poll()
+                poll.register(told.fileno(), select.POLLIN)
+                poll.register(ended, select.POLLIN)
+                ready = [descriptor for descriptor, _ in poll.poll(PATIENCE_S * 1000)]
             finally:
                 os.close(ended)
             if told.fileno() not in ready:
