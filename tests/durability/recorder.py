@@ -128,7 +128,9 @@ def recorded_disk(base: Path, size_bytes: int) -> Iterator[tuple[str, Path]]:
     )
     assert process.stdout is not None
     try:
-        assert select.select([process.stdout], [], [], 60)[0]
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        assert poll.poll(60_000)
         assert process.stdout.readline() == b"ready\n"
         device = run("losetup", "--find", "--show", str(mountpoint / "disk")).strip()
         try:
