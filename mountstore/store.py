@@ -326,6 +326,7 @@ class Store:
             drafts=self.drafts,
             sealer=self.sealer,
             hard_sync=self.commits.hard_sync,
+            doubt=self.commits.doubt,
         )
         self.commits.take_retired = self.drafts.take_retired
         self.commits.seal_closed = self.sealer.seal_closed

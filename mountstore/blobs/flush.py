@@ -12,17 +12,52 @@ _KEEP_SIZE = 1
 """FALLOC_FL_KEEP_SIZE of <linux/falloc.h>."""
 
 
+class FlushFailedError(OSError):
+    """The system could not bring to the disk what it had accepted (fsync(2), EIO), and may have forgotten it: a
+    later attempt that succeeds says nothing about these bytes."""
+
+
+def fsync(fd: int, path: str, *, data_only: bool = False) -> None:
+    """Make what was written to an open file survive power loss. Blocks.
+
+    Raises:
+      FlushFailedError: As the system says.
+    """
+    try:
+        if data_only:
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+    except OSError as exc:
+        raise FlushFailedError(exc.errno, exc.strerror, path) from exc
+
+
+def fsync_path(path: str, flags: int = os.O_RDONLY) -> None:
+    """`fsync` of a file or (O_DIRECTORY) directory, which is not followed if it is a symbolic link.
+
+    Raises:
+      OSError: It could not be opened; nothing was tried.
+      FlushFailedError: As `fsync`.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fsync(fd, path)
+    finally:
+        os.close(fd)
+
+
 def syncfs(path: str) -> None:
     """Make everything written to the file system that holds `path` survive power loss. Blocks.
 
     Raises:
-      OSError: As the system says; since Linux 5.8 also when writing back failed earlier on (syncfs(2)).
+      OSError: `path` could not be opened; nothing was tried.
+      FlushFailedError: As the system says; since Linux 5.8 also when writing back failed earlier on (syncfs(2)).
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if _libc.syncfs(fd) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
+            raise FlushFailedError(number, os.strerror(number), path)
     finally:
         os.close(fd)
 

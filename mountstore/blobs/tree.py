@@ -21,6 +21,7 @@ from collections.abc import Container, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from mountstore.blobs.digest import Buffer, Digest
+from mountstore.blobs.flush import fsync_path
 from mountstore.blobs.levels import Levels
 from mountstore.blobs.scan import LEVELS_MAX, TreeStatistics, count, scan
 from mountstore.blobs.staging import Staged, Staging, drop_file
@@ -394,19 +395,19 @@ class BalancedTree:
 
         Raises:
             MisuseError: It is not in the tree.
-            OSError: Nothing is known about durability.
+            OSError, FlushFailedError: As `mountstore.blobs.flush.fsync_path`.
         """
         if not path.startswith(f"{self.root}/"):
             raise MisuseError(f"{path} is not in {self.root}")
         made = self._made
-        _fsync(path, os.O_RDONLY)
+        fsync_path(path)
         directory = os.path.dirname(path)
-        _fsync(directory, os.O_DIRECTORY)
+        fsync_path(directory, os.O_DIRECTORY)
         fresh = []
         while directory != self.root and directory not in self._durable:
             fresh.append(directory)
             directory = os.path.dirname(directory)
-            _fsync(directory, os.O_DIRECTORY)
+            fsync_path(directory, os.O_DIRECTORY)
         if fresh and not self._shared:
             with self._lock:
                 if made == self._made:  # or it may be about another directory of that name by now
@@ -572,11 +573,3 @@ def _is_regular(path: str) -> bool:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def _fsync(path: str, flags: int) -> None:
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.flush import allocate_beyond_end
+from mountstore.blobs.flush import allocate_beyond_end, fsync, fsync_path
 from mountstore.errors import CorruptError, ExistsError, NoSpaceError, StoreError
 
 CATALOG_FORMAT = 1
@@ -319,19 +319,18 @@ class Catalog:
             return 0
 
     def flush_wal(self) -> None:
-        """Make every commit so far survive power loss. Blocks: for a worker thread, one at a time."""
+        """Make every commit so far survive power loss. Blocks: for a worker thread, one at a time.
+
+        Raises: As `mountstore.blobs.flush.fsync_path`.
+        """
         if self._wal_fd < 0:
             try:
                 self._wal_fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
             except FileNotFoundError:
                 return
             # The name, of a WAL that SQLite has just made.
-            directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        os.fdatasync(self._wal_fd)
+            fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
+        fsync(self._wal_fd, self.path + "-wal", data_only=True)
         size = os.fstat(self._wal_fd).st_size
         if size + _AHEAD_BYTES // 2 > self._wal_allocated and allocate_beyond_end(
             self._wal_fd, size, _AHEAD_BYTES

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from mountstore.blobs.flush import syncfs
+from mountstore.blobs.flush import FlushFailedError, syncfs
 from mountstore.blobs.staging import drop_file
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import NoSpaceError, ReadOnlyError
@@ -120,7 +120,7 @@ class Committer:
             self._failures += 1
             log.error("%s; changes are kept in memory", exc)
             if self._failures > _FAILURES_MAX:
-                self._in_doubt(exc)
+                self.doubt(exc)
 
     def _set_full(self, full: bool) -> None:
         if full != self._full:
@@ -180,8 +180,9 @@ class Committer:
             self._ledger.put_back(taken)
             self._replaced.put_back()
             self._ledger.suspect = True
-            if isinstance(exc, Exception):
-                self._in_doubt(exc)
+            self._retired += retired
+            if isinstance(exc, FlushFailedError):
+                self.doubt(exc)
             raise
         self._ledger.settle()
         self._replaced.settle()
@@ -194,8 +195,10 @@ class Committer:
         changes = self._catalog.changes()
         try:
             await trio.to_thread.run_sync(self._catalog.flush_wal)
-        except Exception as exc:
-            self._in_doubt(exc)
+        except BaseException as exc:
+            self._retired += retired
+            if isinstance(exc, FlushFailedError):
+                self.doubt(exc)
             raise
         self._synced_at_change = changes
         for path in retired:
@@ -214,7 +217,8 @@ class Committer:
             for path in paths:
                 self._tree.fsync(path)
 
-    def _in_doubt(self, exc: Exception) -> None:
+    def doubt(self, exc: Exception) -> None:
+        """Data already acknowledged may be lost: stop the writes, and say so once."""
         if self._doubt is None:
             self._doubt = exc
             log.critical(

@@ -27,6 +27,7 @@ import trio
 
 from mountstore.blobs.content import Content, Sealed
 from mountstore.blobs.digest import Digest
+from mountstore.blobs.flush import fsync, fsync_path
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
@@ -258,13 +259,9 @@ class StagedDraft:
         return list(ranges)
 
     def flush(self) -> None:
-        """Make the staging file survive power loss; blocks, any thread."""
-        os.fsync(self._fd)
-        directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        """Make the staging file survive power loss; blocks, any thread. Raises: As `fsync_path`."""
+        fsync(self._fd, self.path)
+        fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
 
     def to_row(self, inode: int) -> DraftRow:
         """What the catalog has to remember for `from_row` to bring this draft back."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from mountstore.blobs.flush import FlushFailedError
 from mountstore.errors import TooLargeError
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MemoryDraft, StagedDraft, StreamedDraft
@@ -47,6 +48,7 @@ class Files:
 
     Args:
       hard_sync: Makes everything sealed and named so far survive power loss.
+      doubt: Told when a flush failed, so that nobody knows what is on the disk.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Files:
         drafts: Drafts,
         sealer: Sealer,
         hard_sync: Callable[[], Awaitable[None]],
+        doubt: Callable[[Exception], None],
     ) -> None:
         self._inodes = inodes
         self._contents = contents
         self._drafts = drafts
         self._sealer = sealer
         self._hard_sync = hard_sync
+        self._doubt = doubt
         self.seal = sealer.seal
 
     # --- opening and closing ---
@@ -251,8 +255,12 @@ class Files:
             if type(draft) is StagedDraft:
                 await draft.wait_quiet()
                 row = draft.to_row(inode.id)
-                with draft.in_use():
-                    await self._contents.in_thread(draft.flush)
+                try:
+                    with draft.in_use():
+                        await self._contents.in_thread(draft.flush)
+                except FlushFailedError as exc:
+                    self._doubt(exc)
+                    raise
                 if inode.draft is draft:
                     self._drafts.record(inode, draft, row)
             else:

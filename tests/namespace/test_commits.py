@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from mountstore.blobs.flush import FlushFailedError
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import NoSpaceError, ReadOnlyError
 from mountstore.namespace.catalog import Catalog
@@ -165,7 +166,7 @@ async def test_a_failed_flush_ends_all_writing(
     """Promise 4: when data already acknowledged is in doubt, the mount takes no more writes and says so."""
 
     def broken(*_arguments: object) -> None:
-        raise OSError(5, "Input/output error")
+        raise FlushFailedError(5, "Input/output error")
 
     with pytest.raises((OSError, ReadOnlyError, ExceptionGroup)):
         async with Store.open(store_path).running() as store:
