@@ -18,6 +18,7 @@ from dataclasses import replace
 from mountstore.care.check_contents import check_blob_rows, check_contents, read_manifests
 from mountstore.care.check_namespace import check_namespace
 from mountstore.care.check_staging import check_staging
+from mountstore.care.check_versions import check_versions
 from mountstore.care.findings import Change, Finding, Findings, Kind, Report, Statistics
 from mountstore.care.notes import (
     FINDINGS_MAX,
@@ -144,6 +145,7 @@ class Examination:
         read_manifests(self.premises, audit, findings)
         check_contents(audit, findings)
         check_blob_rows(audit, findings)
+        check_versions(audit, findings)
         check_namespace(audit, findings)
 
     def _check_surroundings(self, findings: Findings) -> None:

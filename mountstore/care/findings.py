@@ -48,6 +48,7 @@ class Kind(StrEnum):
     ATTRIBUTE_COUNT = "wrong attribute count"
     CONTENT_LOST = "content lost"
     VERSION_LOST = "old version lost"
+    HISTORY_INVALID = "invalid history"
     BLOB_DAMAGED = "blob damaged"
     BLOB_MISPLACED = "blob misplaced"
     BLOB_ROW_INVALID = "invalid blob record"
@@ -56,6 +57,7 @@ class Kind(StrEnum):
     UNREADABLE = "unreadable"
 
     ORPHAN = "removed while open"
+    HISTORY_STRAY = "history of nothing"
     BLOB_ROW_STALE = "record of an absent blob"
     BLOB_UNRECORDED = "blob not recorded"
     BLOB_MODE = "blob mode"
@@ -66,6 +68,7 @@ class Kind(StrEnum):
 NOTES = frozenset(
     {
         Kind.ORPHAN,
+        Kind.HISTORY_STRAY,
         Kind.BLOB_ROW_STALE,
         Kind.BLOB_UNRECORDED,
         Kind.BLOB_MODE,

@@ -21,7 +21,9 @@ from mountstore.store import (
     CATALOG_NAME,
     CONFIG_NAME,
     LOCK_NAME,
+    PINS_NAME,
     STAGING_NAME,
+    TRASH_NAME,
     StoreConfig,
     StoreLock,
     read_config,
@@ -42,8 +44,10 @@ _KNOWN: Final = frozenset(
         CATALOG_NAME + "-shm",
         STAGING_NAME,
         LOCK_NAME,
+        PINS_NAME,
+        TRASH_NAME,
     }
-    | {_BAD, _NOTES, _NOTES + ".new", "trash", "lost+found"}
+    | {_BAD, _NOTES, _NOTES + ".new", "lost+found"}
 )
 
 

@@ -1,8 +1,8 @@
 """The checker's view of the catalog: what does not agree with itself, and the changes that mend it.
 
 The questions are asked by the classes below this one, a module each: `audit_connection` (one transaction,
-SQLite's own integrity), `audit_names`, `audit_contents`. The changes stand here. None is durable before
-`commit`.
+SQLite's own integrity), `audit_names`, `audit_contents`, `audit_versions`. The changes stand here. None is
+durable before `commit`.
 
 The caller holds the store's lock. One thread. For errors see `audit_connection`.
 """
@@ -16,7 +16,7 @@ from typing import Final
 
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError
-from mountstore.namespace.audit_contents import AuditedContents, ContentRow, DraftFacts
+from mountstore.namespace.audit_contents import ContentRow, DraftFacts
 from mountstore.namespace.audit_names import (
     FIRST_COOKIE,
     IS_DIRECTORY,
@@ -26,6 +26,7 @@ from mountstore.namespace.audit_names import (
     AuditedEntry,
     AuditedInode,
 )
+from mountstore.namespace.audit_versions import AuditedVersions
 
 __all__ = [
     "FIRST_COOKIE",
@@ -42,7 +43,7 @@ __all__ = [
 LOST_FOUND: Final = b"lost+found"
 
 
-class Audit(AuditedContents):
+class Audit(AuditedVersions):
     """The catalog of one store, opened for checking and mending; for the arguments see `AuditConnection`."""
 
     # --- changes: names ---
@@ -70,6 +71,7 @@ class Audit(AuditedContents):
         self._run("UPDATE entry SET inode = ? WHERE inode = ?", (number, inode))
         self._run("UPDATE entry SET parent = ? WHERE parent = ?", (number, inode))
         self._run("UPDATE OR IGNORE xattr SET inode = ? WHERE inode = ?", (number, inode))
+        self._run("UPDATE OR IGNORE name_history SET parent = ? WHERE parent = ?", (number, inode))
         for table in ("draft", *self._of_inodes):
             self._run(f"UPDATE OR IGNORE main.{table} SET inode = ? WHERE inode = ?", (number, inode))
         return number

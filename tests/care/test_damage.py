@@ -28,6 +28,10 @@ def insert_inode(number: int, mode: int, nlink: int, parent: int = 0, size: int 
     )
 
 
+def insert_version(history: int, number: int, kind: int, size: int = 0, blob_size: int = 0) -> str:
+    return f"INSERT INTO version VALUES ({history}, {number}, {kind}, NULL, {blob_size}, {size}, 0, 0, 0, 0, 0)"
+
+
 def leave(name: str, data: bytes = b"x") -> Hurt:
     def hurt(specimen: Specimen) -> None:
         (specimen.path / name).write_bytes(data)
@@ -177,6 +181,31 @@ CASES = {
     ),
     "truncated garbage": Case(Kind.BLOB_DAMAGED, truncate_unneeded),
     "changed garbage": Case(Kind.BLOB_DAMAGED, flip_unneeded, full=True),
+    "version of no kind": Case(Kind.HISTORY_INVALID, sql(insert_version(7, 1, 9)), False),
+    "version without digest": Case(Kind.HISTORY_INVALID, sql(insert_version(7, 1, 1, size=3, blob_size=3)), False),
+    "version of no history": Case(Kind.HISTORY_INVALID, sql(insert_version(0, 1, 3, size=3)), False),
+    "version beside the last": Case(
+        Kind.HISTORY_INVALID,
+        sql(insert_version(7, 1, 3, size=3), insert_version(8, 1, 4, 7, 1), insert_version(8, 0, 4, 7, 1)),
+        False,
+    ),
+    "splice of nothing": Case(Kind.HISTORY_INVALID, sql(insert_version(7, 1, 4, 8, 2)), False),
+    "splice of too much": Case(
+        Kind.HISTORY_INVALID, sql(insert_version(7, 1, 4, 8, 2), insert_version(8, 1, 3, 3)), False
+    ),
+    "splices in a circle": Case(
+        Kind.HISTORY_INVALID, sql(insert_version(7, 1, 4, 8, 1), insert_version(8, 1, 4, 7, 1)), False
+    ),
+    "splice of itself": Case(Kind.HISTORY_INVALID, sql(insert_version(7, 1, 4, 7, 1)), False),
+    "history of no inode": Case(
+        Kind.HISTORY_STRAY, sql(insert_version(7, 1, 6, 0, 1), "INSERT INTO inode_history VALUES (999, 7)")
+    ),
+    "inode's history without rows": Case(
+        Kind.HISTORY_STRAY, sql("INSERT INTO inode_history VALUES (:small, 7)")
+    ),
+    "name's history without rows": Case(
+        Kind.HISTORY_STRAY, sql("INSERT INTO name_history VALUES (999, x'61', 7)")
+    ),
     "misplaced": Case(Kind.BLOB_MISPLACED, misplace),
     "misplaced and wrong": Case(Kind.BLOB_MISPLACED, misplace_forgery),
     "draft of nothing": Case(Kind.DRAFT_LOST, sql("INSERT INTO draft VALUES (999, 'draft-999-1', 1, 1, x'90')")),
