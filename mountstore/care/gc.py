@@ -362,8 +362,9 @@ class _Collection:
         await _in_stretches(iter(listed), mark_listed)
         if self._unreadable and not (self._options.dry_run or self._options.despite_damage):
             raise CorruptError(
-                f"{self._unreadable} contents cannot be read, so it is not known which blobs they need, and none"
-                f" is collected before fsck.cas has repaired the store: {self._flaws[-1]}"
+                f"{self._unreadable} contents cannot be read, so it is not known which blobs they need, and"
+                " nothing is collected (fsck.cas tells which; --despite-damage collects all the same):"
+                f" {self._flaws[-1]}"
             )
 
     async def _mark_contents(self, contents: Iterator[Content], fate: Fate, what: str = "") -> None:

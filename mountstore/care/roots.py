@@ -41,10 +41,11 @@ async def await_seals(store: Store) -> set[Digest]:
 
 
 def in_memory(store: Store) -> set[Content]:
-    """Contents that something in memory refers to; the catalog may or may not know them."""
+    """Contents that something in memory refers to, beside those of inodes, which were just committed."""
     contents = store.versions.moved() | store.contents.being_read() | store.replaced.contents()
     for inode in store.inodes.in_use():
-        contents.add(inode.content)
+        if inode.pinned:
+            contents.add(inode.content)
         if inode.change is not None:
             contents.add(inode.change.origin)
         if inode.draft is not None:
