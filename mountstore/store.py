@@ -45,6 +45,7 @@ from mountstore.namespace.recall import Recall
 from mountstore.namespace.recovery import Recovered, recover_contents
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
+from mountstore.namespace.shared_inodes import SharedInodeTable
 from mountstore.namespace.space import Space
 from mountstore.namespace.timeline import Timeline
 from mountstore.namespace.versions import Versions
@@ -272,7 +273,7 @@ class Store:
             self.tree.trusted = self._known
         self.ledger = Ledger(self.catalog)
         self.replaced = Replaced(self.catalog)
-        self.inodes = InodeTable(self.catalog)
+        self.inodes = SharedInodeTable(self.catalog) if self.read_only else InodeTable(self.catalog)
         self.space = Space(path)
         self.versions = Versions(self.catalog, self.inodes)
         self.namespace = Namespace(self.catalog, self.inodes, self.versions, read_only=self.read_only, acl=acl)

@@ -101,6 +101,9 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.enable_acl = acl
+        # With it the kernel is the authority on sizes and times, which somebody else may change here.
+        self.enable_writeback_cache = not store.read_only
+        self._keep_cache = not store.read_only
         self._xattr = xattr
         self._rare = (b"security.", b"system.posix_acl_") if acl else (b"security.",)
         self._store = store
@@ -494,7 +497,7 @@ class Operations(pyfuse3.Operations):
         )
         number = next(self._numbers)
         self._handles[number] = handle
-        return FileInfo(fh=FileHandleT(number))
+        return FileInfo(fh=FileHandleT(number), keep_cache=self._keep_cache)
 
     @_guarded
     async def create(
@@ -567,6 +570,7 @@ class Operations(pyfuse3.Operations):
         handle = self._handles[fh]
         inode = handle.inode
         mode = inode.mode
+        self._namespace.require_writable()
         written = await self._files.write(handle, off, buf)
         if inode.mode != mode:
             self._forget_mode(inode)

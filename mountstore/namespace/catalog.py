@@ -589,6 +589,8 @@ class BlobIndex:
 def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     """A connection to the database of a catalog, with the settings all of them share."""
     uri = "file:" + uri_path(path) + ("?mode=ro" if read_only else "?mode=rwc")
+    if read_only and _is_frozen(path):
+        uri += "&immutable=1"
     # Threads take turns by construction: the owner's thread, or one worker at a time.
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=200)
     db.execute("PRAGMA synchronous = NORMAL")
@@ -598,6 +600,17 @@ def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
     db.execute("PRAGMA temp_store = MEMORY")
     db.execute("PRAGMA busy_timeout = 10000")
     return db
+
+
+def _is_frozen(path: str) -> bool:
+    """Whether nobody can change the database: on a file system that takes no writes, where SQLite could not
+    make its shared memory. What a WAL holds cannot be read there, so then it is not."""
+    try:
+        if not os.statvfs(path).f_flag & os.ST_RDONLY:
+            return False
+        return os.stat(path + "-wal").st_size == 0
+    except FileNotFoundError:
+        return os.path.exists(path)
 
 
 def uri_path(path: str) -> str:

@@ -182,8 +182,21 @@ class Inode:
     def pinned(self) -> bool:
         return self.changed or self.handles > 0 or self.draft is not None or self.nlink == 0
 
+    def take_over(self, other: Inode) -> None:
+        """Have the attributes and content of another object for the same inode."""
+        for field in _STORED:
+            setattr(self, field, getattr(other, field))
+        self.view = None
+
     def __repr__(self) -> str:
         return f"Inode({self.id}, mode={self.mode:o}, nlink={self.nlink}, size={self.size})"
+
+
+_STORED = (
+    *("mode", "uid", "gid", "nlink", "rdev", "size", "allocated", "atime_ns", "mtime_ns", "ctime_ns", "btime_ns"),
+    *("parent", "content", "target", "xattrs"),
+)
+"""What the catalog has of an inode, but for its number."""
 
 
 class InodeTable:
@@ -225,7 +238,7 @@ class InodeTable:
             row = self._catalog.get_inode(inode_id)
             if row is None:
                 raise StaleError(f"inode {inode_id} does not exist")
-            inode = _from_row(row)
+            inode = from_row(row)
         self._keep(inode)
         return inode
 
@@ -234,7 +247,7 @@ class InodeTable:
         inode = self._young.get(inode_id) or self._old.get(inode_id)
         if inode is not None:
             return inode
-        return self.get(inode_id) if row is None else _from_row(row)
+        return self.get(inode_id) if row is None else from_row(row)
 
     def _keep(self, inode: Inode) -> None:
         self._young[inode.id] = inode
@@ -359,7 +372,8 @@ class InodeTable:
         return len(orphans)
 
 
-def _from_row(row: InodeRow) -> Inode:
+def from_row(row: InodeRow) -> Inode:
+    """The inode that the catalog has in a row."""
     inode = Inode()
     (
         inode.id,
