@@ -198,6 +198,8 @@ def read_config(path: str) -> StoreConfig:
     try:
         config = msgspec.convert(raw, StoreConfig)
         config.chunking()
+        if config.dir_limit < 1:
+            raise ValueError(f"dir_limit must be 1 or more, not {config.dir_limit}")
     except Exception as exc:
         raise StoreError(f"{file}: {exc}") from exc
     return config
@@ -259,7 +261,9 @@ class Store:
         staging = os.path.join(path, STAGING_NAME)
         if not self.read_only:
             os.makedirs(staging, exist_ok=True)
-        self.catalog = Catalog(os.path.join(path, CATALOG_NAME), read_only=self.read_only)
+        self.catalog = Catalog(
+            os.path.join(path, CATALOG_NAME), read_only=self.read_only, must_exist=True
+        )
         self.tree = BalancedTree(
             os.path.join(path, BLOBS_NAME),
             staging=staging,
@@ -347,8 +351,8 @@ class Store:
 
     def _stop_writes(self) -> None:
         self.namespace.read_only = True
-        self.catalog.set_meta("doubt", 1)
         try:
+            self.catalog.set_meta("doubt", 1)
             self.commits.commit()
         except Exception as exc:
             log.error("%s", exc)

@@ -149,7 +149,11 @@ async def _end_on_signal(
                 await trio.to_thread.run_sync(mounts.unmount, connection.mountpoint)
             except BusyError as exc:
                 log.warning("%s; detaching it from those who use it", exc)
-                paths = await operations.find_written()
+                paths: list[bytes] = []
+                try:
+                    paths = await operations.find_written()
+                except Exception as failure:
+                    log.error("what is open for writing cannot be found out: %s", failure)
                 await trio.to_thread.run_sync(_detach, connection.mountpoint, paths)
                 pyfuse3.terminate()
             except MountstoreError as exc:

@@ -198,15 +198,17 @@ class Catalog:
     """The open database.
 
     Args:
-      path: Of the database file; made when absent, unless `read_only`.
+      path: Of the database file; made when absent, unless `read_only` or `must_exist`.
 
     Raises:
       StoreError: Not a catalog, or one of another format.
       CorruptError: SQLite cannot read it.
     """
 
-    def __init__(self, path: str, *, read_only: bool = False) -> None:
+    def __init__(self, path: str, *, read_only: bool = False, must_exist: bool = False) -> None:
         self.path = path
+        if must_exist and not (os.path.exists(path) and os.stat(path).st_size):
+            raise CorruptError(f"{path}: the catalog is missing or empty; the blobs are not touched")
         self._read_only = read_only
         try:
             self._db = connect(path, read_only=read_only)

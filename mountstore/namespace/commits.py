@@ -82,6 +82,7 @@ class Committer:
         self._waiting: _Cycle | None = None
         self._wanted = trio.Event()
         self._synced_at_change = -1
+        self._fold = False
         self._doubt: Exception | None = None
         self._full = False
         self._failures = 0
@@ -108,6 +109,18 @@ class Committer:
             raise
         self._set_full(False)
         self._failures = 0
+        if self._fold:
+            # Directly after a commit nothing follows what the thread has moved: with the little that came
+            # meanwhile moved too, SQLite begins the WAL anew. Some ms, once in 16 MiB of WAL.
+            self._fold = False
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        try:
+            self._catalog.checkpoint()
+        except Exception as exc:
+            # Nothing depends on it: the WAL has it all, and grows until a checkpoint succeeds.
+            log.error("the catalog cannot be checkpointed: %s", exc)
 
     def _commit_or_keep(self) -> None:
         """The timed commit: on a full disk the changes wait for room."""
@@ -204,11 +217,8 @@ class Committer:
         for path in retired:
             drop_file(path)
         if self._catalog.wants_checkpoint():
-            try:
-                await trio.to_thread.run_sync(self._catalog.checkpoint)
-            except Exception as exc:
-                # Nothing depends on it: the WAL has it all, and grows until a checkpoint succeeds.
-                log.error("the catalog cannot be checkpointed: %s", exc)
+            await trio.to_thread.run_sync(self._checkpoint)
+            self._fold = True
 
     def _flush_blobs(self, paths: list[str], everything: bool) -> None:
         if everything or len(paths) > _FEW:

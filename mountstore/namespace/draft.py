@@ -36,6 +36,15 @@ from mountstore.namespace.ranges import RangeSet
 MEMORY_MAX = 8 << 20
 """A file up to this size is drafted in memory (DESIGN "Life of a write")."""
 
+def resized(row: DraftRow, size: int) -> DraftRow:
+    """The record of a draft after a truncation to `size`."""
+    dirty = RangeSet(msgspec.msgpack.decode(row.dirty, type=_Ranges))
+    dirty.truncate(size)
+    return row._replace(
+        size=size, base_limit=min(row.base_limit, size), dirty=msgspec.msgpack.encode(list(dirty))
+    )
+
+
 PARKED_MAX = 16 << 20
 """How far ahead of a stream, and how much, bytes may arrive."""
 

@@ -16,10 +16,10 @@ from mountstore.blobs.chunking import ChunkingParameters
 from mountstore.blobs.content import EMPTY
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.tree import BalancedTree
-from mountstore.errors import CorruptError, MisuseError
+from mountstore.errors import CorruptError, MisuseError, StaleError
 from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft, StagedDraft, StreamedDraft, resized
 from mountstore.namespace.inodes import Change, Inode, InodeTable
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
@@ -252,6 +252,18 @@ class Drafts:
         draft.recorded = True
         self._catalog.put_draft(row or draft.to_row(inode.id))
 
+    def record_size(self, inode: Inode, size: int) -> None:
+        """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""
+        row = self._catalog.get_draft(inode.id)
+        if row is not None:
+            self._catalog.put_draft(resized(row, size))
+
+    def placed(self, draft: StreamedDraft, length: int) -> None:
+        """So many bytes of a stream have found their place on the disk."""
+        released = min(length, draft.claimed)
+        self._space.release(released, whole=False)
+        draft.claimed -= released
+
     def restore(self) -> int:
         """At start: take up the drafts that a crash left recorded. Returns how many.
 
@@ -268,7 +280,7 @@ class Drafts:
                     raise MisuseError(f"inode {row.inode} is no regular file")
                 base = inode.content
                 draft = StagedDraft.from_row(row, self._staging, base, self._contents.open_reader(base))
-            except Exception as exc:
+            except (CorruptError, StaleError, MisuseError) as exc:
                 log.error("%s: a draft cannot be brought back, its file is kept: %s", row.staging, exc)
                 self._catalog.delete_draft(row.inode)
                 continue

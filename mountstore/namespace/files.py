@@ -12,16 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import trio
+
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.errors import TooLargeError
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.draft import MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, StreamedDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.sealing import INLINE_MAX, Sealer
 
 FILE_MAX = (1 << 63) - 1
 """Largest size of a file in bytes (off_t)."""
+
+_PAGE_BYTES = 4096
 
 _FEED_BYTES = 1 << 20
 """A stream is fed in parts of at least this size: a trip to a worker costs as much as 100 KiB of hashing."""
@@ -144,7 +148,11 @@ class Files:
         if draft is None or inode.busy is not None:
             draft = await self._drafts.open(inode, keep=FILE_MAX)
         assert inode.change is not None
-        inode.change.touch(offset)
+        if offset < inode.change.lowest:
+            lowest = await self._first_changed(inode, draft, offset, data)
+            if inode.draft is not draft or inode.busy is not None:
+                draft = await self._drafts.open(inode, keep=FILE_MAX)
+            inode.change.touch(lowest)
         written = False
         while not written:
             if type(draft) is MemoryDraft:
@@ -162,6 +170,7 @@ class Files:
                     # The stream is over; its content may be short enough for any form of draft.
                     await self._sealer.seal(inode)
                     draft = await self._drafts.open(inode, keep=FILE_MAX)
+                    inode.change.touch(offset)
             else:
                 assert type(draft) is StagedDraft
                 await self._write_staged(draft, offset, data)
@@ -172,6 +181,25 @@ class Files:
         if not handle.privileged and inode.mode & 0o6000:
             self._clear_privileges(inode, handle.member)
         return len(data)
+
+    async def _first_changed(self, inode: Inode, draft: Draft, offset: int, data: bytes) -> int:
+        """Where a write begins to change what the origin had.
+
+        The kernel writes back whole pages: bytes appended to a file come with those before them.
+        """
+        assert inode.change is not None
+        overlap = inode.change.lowest - offset
+        if overlap > _PAGE_BYTES or overlap >= len(data):
+            return offset
+        if type(draft) is MemoryDraft:
+            known = bytes(memoryview(draft.data)[offset : offset + overlap])
+        elif type(draft) is StagedDraft:
+            stretches = draft.stretches(offset, overlap)
+            with draft.in_use():
+                known = await self._contents.in_thread(draft.pread_stretches, stretches)
+        else:
+            return offset
+        return offset + overlap if known == data[:overlap] else offset
 
     async def _write_streamed(self, inode: Inode, draft: StreamedDraft, offset: int, data: bytes) -> bool:
         """Write to a stream; False if the bytes do not continue it."""
@@ -193,7 +221,12 @@ class Files:
         """Place what the stream has taken, in turn, if that still is `least` bytes."""
         async with draft.turn:
             if len(draft.pending) >= least and inode.draft is draft:
-                await self._contents.in_thread(draft.feed, draft.take_pending())
+                pending = draft.take_pending()
+                length = len(pending)
+                # Nothing may come between taking the bytes and feeding them.
+                with trio.CancelScope(shield=True):
+                    await self._contents.in_thread(draft.feed, pending)
+                self._drafts.placed(draft, length)
 
     async def _write_staged(self, draft: StagedDraft, offset: int, data: bytes) -> None:
         self._drafts.claim_in_all(draft, draft.dirty.total_with(offset, offset + len(data)))
@@ -228,12 +261,13 @@ class Files:
         if type(draft) is StagedDraft:
             draft.truncate(size)
             if draft.recorded:
-                self._drafts.record(inode, draft)
+                self._drafts.record_size(inode, size)
         inode.size = size
         inode.view = None
         if inode.writers == 0 and inode.nlink > 0:
             inode.change.ended = True
-            await self._sealer.seal(inode)
+            # The truncation is done; what cannot be sealed now stays a draft and is tried again.
+            await self._sealer.seal_or_keep(inode)
 
     def _clear_privileges(self, inode: Inode, member: bool) -> None:
         """What the kernel leaves to us with FUSE_HANDLE_KILLPRIV_V2; see file_remove_privs in the kernel:

@@ -180,7 +180,13 @@ class Inode:
 
     @property
     def pinned(self) -> bool:
-        return self.changed or self.handles > 0 or self.draft is not None or self.nlink == 0
+        return (
+            self.changed
+            or self.handles > 0
+            or self.draft is not None
+            or self.busy is not None
+            or self.nlink == 0
+        )
 
     def take_over(self, other: Inode) -> None:
         """Have the attributes and content of another object for the same inode."""
@@ -416,9 +422,9 @@ def _to_row(inode: Inode) -> InodeRow:
         # A draft does not survive a crash: the row speaks of the sealed content.
         content.size_bytes if regular else inode.size,
         inode.allocated,
-        clamp_ns(inode.atime_ns),
-        clamp_ns(inode.mtime_ns),
-        clamp_ns(inode.ctime_ns),
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
         inode.btime_ns,
         inode.parent,
         int(content.kind),

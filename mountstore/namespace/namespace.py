@@ -29,7 +29,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import ROOT, Inode, InodeTable, now_ns
+from mountstore.namespace.inodes import ROOT, Inode, InodeTable, clamp_ns, now_ns
 from mountstore.namespace.versions import Versions
 
 NAME_MAX = 255
@@ -220,6 +220,7 @@ class Namespace:
           NotPermittedError: It is a directory.
           TooManyLinksError, ExistsError, AbsentError, NameTooLongError, ReadOnlyError
         """
+        self.require_room()
         parent = self._writable_directory(parent_id, name)
         inode = self._inodes.get(inode_id)
         if inode.is_directory:
@@ -454,10 +455,10 @@ class Namespace:
         if gid is not None:
             inode.gid = gid
         if atime_ns is not None:
-            inode.atime_ns = atime_ns
+            inode.atime_ns = clamp_ns(atime_ns)
         if mtime_ns is not None:
-            inode.mtime_ns = mtime_ns
-        inode.ctime_ns = now_ns() if ctime_ns is None else ctime_ns
+            inode.mtime_ns = clamp_ns(mtime_ns)
+        inode.ctime_ns = now_ns() if ctime_ns is None else clamp_ns(ctime_ns)
         self._inodes.changed(inode)
 
     def resized(self, inode: Inode) -> None:

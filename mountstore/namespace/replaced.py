@@ -7,7 +7,8 @@ and so has a name that a new file was renamed over.
 A file that takes the name of another while it is open for writing is not whole yet: part of it may be in the
 kernel only. (Having the kernel write it back during the rename would need a thread of ours to wait for
 requests that only we can answer; a daemon killed then could not die.) Its note is *open*: until the file
-is closed or fsynced, any crash lets the name go back, also that of this process alone.
+is closed or fsynced, any crash lets the name go back, also that of this process alone; but not for longer than
+`LAPSE_S`, after which the kernel has written back what it had by then (dirty_expire_centisecs).
 
 Invariants
   1. A note is in the same transaction as the content that replaces it.
@@ -17,11 +18,15 @@ Invariants
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.namespace.catalog import Catalog, DraftRow, PreviousRow
+
+LAPSE_S = 40.0
+"""An open note ends with the first hard sync that begins so long after it was made."""
 
 
 class Previous(NamedTuple):
@@ -43,6 +48,7 @@ class Replaced:
         self._since: dict[int, Previous] = {}
         self._unlisted: dict[int, Previous] = {}
         self._open: dict[int, Previous] = {}
+        self._opened_s: dict[int, float] = {}
 
     def load(self) -> list[str]:
         """At start: take up the notes that a crash left. Returns the staging files in them."""
@@ -80,6 +86,7 @@ class Replaced:
             return
         if still_open:
             self._open[inode] = self._unlisted[inode] = previous._replace(open=True)
+            self._opened_s[inode] = time.monotonic()
         if not known:
             self._since[inode] = previous._replace(open=False)
             self._unlisted[inode] = previous._replace(open=still_open)
@@ -87,6 +94,7 @@ class Replaced:
     def closed(self, inode: int) -> None:
         """The content of a file that was open when it took another's name is whole, in this transaction."""
         previous = self._open.pop(inode, None)
+        self._opened_s.pop(inode, None)
         if previous is not None:
             own = self._taken.get(inode) or self._since.setdefault(inode, previous._replace(open=False))
             self._unlisted[inode] = own
@@ -111,6 +119,9 @@ class Replaced:
 
     def take(self) -> None:
         """A hard sync begins: what was replaced so far will be needless when it has ended."""
+        lapsed = time.monotonic() - LAPSE_S
+        for inode in [inode for inode, made_s in self._opened_s.items() if made_s < lapsed]:
+            self.closed(inode)
         self.flush()
         self._taken = {**self._since, **self._taken}
         self._since = {}

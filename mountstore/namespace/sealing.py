@@ -97,8 +97,10 @@ class Sealer:
             return await in_thread(self._seal_memory, draft.data)
         if type(draft) is StreamedDraft:
             async with draft.turn:
-                # If it fails the stream has taken the bytes all the same, and the next attempt goes on.
-                return await in_thread(draft.finish, draft.take_pending())
+                # If it fails the stream has taken the bytes all the same, and the next attempt goes on; so
+                # nothing may come between taking and feeding them.
+                with trio.CancelScope(shield=True):
+                    return await in_thread(draft.finish, draft.take_pending())
         assert type(draft) is StagedDraft
         await draft.wait_quiet()
         return await in_thread(self._seal_staged, draft)
@@ -151,10 +153,19 @@ class Sealer:
             self._kept.pop(inode.id, None)
 
     async def settle(self) -> None:
-        """Return when what was closed before this call is sealed, as far as it can be."""
+        """Return when what was closed before this call is sealed.
+
+        Raises: Why something could not be; everything else is sealed all the same.
+        """
+        failure: Exception | None = None
         for inode in list(self._drafts.inodes):
             if inode.writers == 0 and inode.nlink > 0:
-                await self.seal_or_keep(inode)
+                try:
+                    await self.seal(inode)
+                except Exception as exc:
+                    failure = failure or exc
+        if failure is not None:
+            raise failure
 
     async def seal_closed(self) -> None:
         """Try again what could not be sealed when it was closed."""

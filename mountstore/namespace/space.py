@@ -74,10 +74,10 @@ class Space:
         """There was no room where some had been promised: others use it up."""
         self._unasked = self._unasked_files = 0
 
-    def release(self, length: int) -> None:
-        """The bytes claimed for one file have found their place, or are no longer wanted."""
+    def release(self, length: int, *, whole: bool = True) -> None:
+        """The bytes claimed for a file, or a part of them, have found their place or are no longer wanted."""
         self._claimed -= length
-        if length:
+        if length and whole:
             self._claimed_files = max(self._claimed_files - 1, 0)
 
     def statvfs(self) -> os.statvfs_result:

@@ -19,7 +19,7 @@ Rules
   5. A file that was renamed, and is unlinked without having changed since, leaves nothing under its new name
      if the name it left has all of it (an editor's backup).
   6. An empty content is no version; unchanged content makes none. Removing one of several hard links leaves
-     nothing unless the name had a history.
+     nothing unless the name had a history; a rename over one supersedes its content for that name.
   7. A directory that is removed is recorded under its name if names in it have histories.
 
 Everything happens in the catalog's open transaction, so with the operation that caused it, or not at all.
@@ -107,9 +107,9 @@ class Versions:
         change = inode.change
         if change is None or change.recorded or not self.enabled or content == change.origin:
             return
-        change.recorded = True
         origin = change.origin
         if origin == EMPTY:
+            change.recorded = True
             return
         known = self.histories.of_inode(inode.id)
         history = self.histories.append(
@@ -120,8 +120,10 @@ class Versions:
             gid=inode.gid,
             mtime_ns=change.mtime_ns,
             until_ns=now_ns(),
-            prefix=change.lowest >= origin.size_bytes,
+            # Only what has ended is sure to begin with the same bytes: its writer might still change them.
+            prefix=change.ended and change.lowest >= origin.size_bytes,
         )
+        change.recorded = True
         if history != known:
             self.histories.give_inode(inode.id, history)
 
@@ -138,9 +140,9 @@ class Versions:
             return
         histories = self.histories
         own = histories.of_name(parent, name)
-        if inode.nlink > 1 and not own:
+        if inode.nlink > 1 and not own and not replaced:
             return
-        in_place = histories.of_inode(inode.id) if inode.nlink == 1 else 0
+        in_place = histories.of_inode(inode.id) if inode.nlink == 1 or replaced else 0
         kept = self._kept.get(inode.id)
         if not replaced and kept == (inode.content, histories.count(in_place)) and histories.is_fork(own):
             if own:
@@ -151,7 +153,8 @@ class Versions:
         history = own
         if in_place:
             history = histories.append_all(history, in_place)
-            histories.give_inode(inode.id, 0)
+            if inode.nlink == 1:
+                histories.give_inode(inode.id, 0)
         if inode.content != EMPTY:
             fleeting = not replaced and not in_place and self._is_fleeting(own, inode, now)
             history = self._append(history, inode, now, fleeting=fleeting)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
@@ -363,3 +364,62 @@ async def test_a_version_found_by_number_is_the_one_listed(tmp_path: Path) -> No
                 listed = list(histories.numbered(history))
                 assert [number for number, _ in listed] == list(range(1, histories.count(history) + 1))
                 assert [histories.get(history, number) for number, _ in listed] == [v for _, v in listed]
+
+
+async def test_what_was_appended_to_and_then_overwritten_in_one_session_is_kept_whole(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"A" * 100)
+        files = p.store.files
+        handle = files.open(inode, writable=True, privileged=True)
+        await files.write(handle, 100, b"more")
+        await files.fsync(inode)
+        await files.write(handle, 0, b"XXXXX")
+        await files.release(handle)
+        assert await p.history(b"f") == [b"A" * 100]
+
+
+async def test_appended_bytes_may_come_with_the_page_they_lie_in(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"log", b"one\n")
+        handle = p.store.files.open(inode, writable=True, privileged=True)
+        await p.store.files.write(handle, 0, b"one\ntwo\n")
+        await p.store.files.release(handle)
+        assert await p.history(b"log") == [b"one\n"]
+        assert p.store.catalog.ask("SELECT kind FROM version").fetchall() == [(3,)]
+
+
+async def test_times_beyond_what_the_catalog_holds_do_no_harm(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"one")
+        p.store.namespace.set_attributes(inode, CALLER, mtime_ns=32503680000 * 10**9)
+        await p.save(b"f", b"two")
+        p.store.namespace.set_attributes(inode, CALLER, mtime_ns=-(1 << 70))
+        p.unlink(b"f")
+        assert await p.history(b"f") == [b"one", b"two"]
+
+
+async def test_a_file_replaced_while_it_has_another_link_is_a_version_of_the_name(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"one")
+        p.store.namespace.link(inode.id, ROOT, b"f.dpkg-tmp")
+        await p.save(b"f.dpkg-new", b"two")
+        p.rename(b"f.dpkg-new", b"f")
+        p.unlink(b"f.dpkg-tmp")
+        assert await p.history(b"f") == [b"one"]
+
+
+async def test_a_truncation_promises_nothing_that_was_not_flushed(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"A" * 1000)
+        files = p.store.files
+        handle = files.open(inode, writable=True, privileged=True)
+        for data in (b"B" * 100, b"C" * 100):
+            await files.write(handle, 0, data)
+            await files.fsync(inode)
+        await files.write(handle, 400, b"D" * 100)
+        await files.truncate(inode, 900, privileged=True)
+        row = p.store.catalog.get_draft(inode.id)
+        assert row is not None
+        assert row.size == 900
+        assert msgspec.msgpack.decode(row.dirty) == [[0, 100]]
+        await files.release(handle)
