@@ -155,6 +155,11 @@ _INODE_COLUMNS = (
 _LISTED_COLUMNS = ", ".join(f"i.{column}" for column in _INODE_COLUMNS.split(", "))
 _INODE_MARKS = ", ".join("?" * 18)
 
+_ADD_BLOB = (
+    "INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET checksum = excluded.checksum"
+    " WHERE checksum <> excluded.checksum"
+)
+
 InodeRow = tuple[Any, ...]
 """The columns of `inode` in the order of the schema."""
 
@@ -489,8 +494,9 @@ class Catalog:
         return None if row is None else row[0]
 
     def add_blobs(self, blobs: Iterable[tuple[bytes, int, bytes]]) -> None:
-        """Rows of (sha256, size in bytes, checksum); those already there stay."""
-        self._say_all("INSERT OR IGNORE INTO blob VALUES (?, ?, ?)", blobs)
+        """Rows of (sha256, size in bytes, checksum), of bytes that were at hand: what is there and wrong is put
+        right."""
+        self._say_all(_ADD_BLOB, blobs)
 
     def add_unsynced(self, digests: Iterable[Digest]) -> None:
         self._say_all("INSERT OR IGNORE INTO unsynced VALUES (?, ?)", digests)
