@@ -335,6 +335,7 @@ class Store:
         )
         self.commits.take_retired = self.drafts.take_retired
         self.commits.seal_closed = self.sealer.seal_closed
+        self.commits.keep_open = self.files.keep_open
         self.commits.on_full = self._set_full
         self.namespace.on_replaced = self.drafts.note_taken_over
 

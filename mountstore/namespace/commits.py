@@ -86,9 +86,11 @@ class Committer:
         self._doubt: Exception | None = None
         self._full = False
         self._failures = 0
-        # Set by the store: staging files to delete after the sync, and drafts to try again.
+        # Set by the store: staging files to delete after the sync, drafts to try again, and those to record
+        # because their files stay open.
         self.take_retired: Callable[[], list[str]] = list
         self.seal_closed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.keep_open: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.on_full: Callable[[bool], None] = lambda full: None
 
     # --- soft ---
@@ -253,6 +255,7 @@ class Committer:
                 self._commit_or_keep()
 
     async def _run_hard(self) -> None:
+        next_keep = trio.current_time() + self._interval_s
         while True:
             with trio.move_on_after(self._interval_s):
                 await self._wanted.wait()
@@ -260,6 +263,9 @@ class Committer:
             cycle, self._waiting = self._waiting, None
             if self._doubt is None:
                 await self.seal_closed()
+                if trio.current_time() >= next_keep:
+                    await self.keep_open()
+                    next_keep = trio.current_time() + self._interval_s
             if cycle is None and (self._doubt is not None or not self._is_dirty()):
                 continue
             try:

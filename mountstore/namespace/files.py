@@ -10,6 +10,7 @@ before, and is tried again at every hard sync: nothing acknowledged is given up 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -22,10 +23,15 @@ from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.sealing import INLINE_MAX, Sealer
 
+log = logging.getLogger(__name__)
+
 FILE_MAX = (1 << 63) - 1
 """Largest size of a file in bytes (off_t)."""
 
 _PAGE_BYTES = 4096
+
+FAST_BYTES = 64 << 20
+"""A stream that grows by so much from one `keep_open` to the next is a copy under way."""
 
 _FEED_BYTES = 1 << 20
 """A stream is fed in parts of at least this size: a trip to a worker costs as much as 100 KiB of hashing."""
@@ -71,6 +77,8 @@ class Files:
         self._sealer = sealer
         self._hard_sync = hard_sync
         self._doubt = doubt
+        # Files that were open for writing and changed at the last `keep_open`: their size then.
+        self._lasting: dict[int, int] = {}
         self.seal = sealer.seal
 
     # --- opening and closing ---
@@ -287,18 +295,49 @@ class Files:
         draft = inode.draft
         if draft is not None and inode.nlink > 0:
             if type(draft) is StagedDraft:
-                await draft.wait_quiet()
-                row = draft.to_row(inode.id)
-                try:
-                    with draft.in_use():
-                        await self._contents.in_thread(draft.flush)
-                except FlushFailedError as exc:
-                    self._doubt(exc)
-                    raise
-                if inode.draft is draft:
-                    self._drafts.record(inode, draft, row)
+                await self._flush_staged(inode, draft)
             else:
                 await self._sealer.seal(inode)
             inode.syncs += 1
         self._drafts.settled(inode)
         await self._hard_sync()
+
+    async def _flush_staged(self, inode: Inode, draft: StagedDraft) -> None:
+        await draft.wait_quiet()
+        row = draft.to_row(inode.id)
+        try:
+            with draft.in_use():
+                await self._contents.in_thread(draft.flush)
+        except FlushFailedError as exc:
+            self._doubt(exc)
+            raise
+        if inode.draft is draft:
+            self._drafts.record(inode, draft, row)
+
+    async def keep_open(self) -> None:
+        """Have what stays open for writing survive a crash as far as it has arrived; called now and then.
+
+        Only what was open and changed at the call before, too: most files are closed by then. A stream that is
+        growing fast is left alone, since a file that is being copied is worth nothing before its end.
+        """
+        lasting, self._lasting = self._lasting, {}
+        for inode in list(self._drafts.inodes):
+            draft = inode.draft
+            if draft is None or inode.writers == 0 or inode.nlink == 0 or inode.busy is not None:
+                continue
+            size = draft.size_bytes
+            self._lasting[inode.id] = size
+            if inode.id not in lasting:
+                continue
+            try:
+                if type(draft) is StreamedDraft:
+                    if size - lasting[inode.id] < FAST_BYTES:
+                        await self._sealer.seal(inode)
+                    continue
+                if type(draft) is MemoryDraft:
+                    draft = self._drafts.spill(inode, draft)
+                if type(draft) is StagedDraft:
+                    await self._flush_staged(inode, draft)
+            except Exception as exc:
+                log.error("inode %d: what is written to it cannot be kept yet: %s", inode.id, exc)
+

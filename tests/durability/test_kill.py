@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import time
 from pathlib import Path
 
+from mount.conftest import MountMaker
 from mount.live import SCALE, LiveMount
 
 from durability.kill import kill_once
@@ -42,3 +45,37 @@ def test_a_file_renamed_over_another_while_open_is_never_empty_after_a_crash(mou
     }
     for fd in files.values():
         os.close(fd)
+
+
+def test_files_that_stay_open_lose_no_more_than_what_came_last(make_mount: MountMaker) -> None:
+    """Promise 2 for programs that neither close nor fsync: logs, recordings."""
+    mount = make_mount("commit=1", checked=False)
+    files = {
+        "small": os.urandom(10_000),
+        "streamed": os.urandom(12 << 20),
+        "changed": os.urandom(9 << 20),
+    }
+    (mount.path / "changed").write_bytes(b"x" * (20 << 20))
+    open_files = {name: os.open(mount.path / name, os.O_RDWR | os.O_CREAT, 0o644) for name in files}
+    try:
+        for name, data in files.items():
+            os.write(open_files[name], data)
+        # What the kernel holds back is not ours to keep: it comes after 30 s, or when somebody asks.
+        for fd in open_files.values():
+            write_back(fd)
+        time.sleep(4.5)  # three intervals
+        mount.kill()
+        mount.start()
+        for name, data in files.items():
+            assert (mount.path / name).read_bytes()[: len(data)] == data, name
+        assert (mount.path / "changed").stat().st_size == 20 << 20
+    finally:
+        for fd in open_files.values():
+            os.close(fd)
+
+
+def write_back(fd: int) -> None:
+    """Have the kernel write a file's dirty pages, without the promise of fsync (sync_file_range(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    assert libc.sync_file_range(fd, 0, 0, 1 | 2 | 4) == 0
