@@ -21,7 +21,7 @@ from collections.abc import Container, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from mountstore.blobs.digest import Buffer, Digest
-from mountstore.blobs.flush import fsync_path
+from mountstore.blobs.flush import begin_flush, fsync_path
 from mountstore.blobs.levels import Levels
 from mountstore.blobs.scan import LEVELS_MAX, TreeStatistics, count, scan
 from mountstore.blobs.staging import Staged, Staging, drop_file
@@ -385,29 +385,36 @@ class BalancedTree:
 
     # --- durability ---
 
-    def fsync(self, path: str) -> None:
-        """Make one placed blob durable, with its name: the file, then the directories up to the root.
+    def fsync(self, *paths: str) -> None:
+        """Make placed blobs durable, with their names: the files, then the directories up to the root.
 
         Directories that this object made durable before are left out if nobody else works on the tree.
 
         Args:
-            path: As returned by `find` or `Added`.
+            paths: As returned by `find` or `Added`.
 
         Raises:
             MisuseError: It is not in the tree.
             OSError, FlushFailedError: As `mountstore.blobs.flush.fsync_path`.
         """
-        if not path.startswith(f"{self.root}/"):
-            raise MisuseError(f"{path} is not in {self.root}")
         made = self._made
-        fsync_path(path)
-        directory = os.path.dirname(path)
-        fsync_path(directory, os.O_DIRECTORY)
-        fresh = []
-        while directory != self.root and directory not in self._durable:
-            fresh.append(directory)
-            directory = os.path.dirname(directory)
-            fsync_path(directory, os.O_DIRECTORY)
+        flushed: set[str] = set()
+        for path in paths:
+            if not path.startswith(f"{self.root}/"):
+                raise MisuseError(f"{path} is not in {self.root}")
+            if len(paths) > 1:
+                begin_flush(path)
+        for path in paths:
+            fsync_path(path)
+        for path in paths:
+            directory = os.path.dirname(path)
+            while directory not in flushed:
+                flushed.add(directory)
+                fsync_path(directory, os.O_DIRECTORY)
+                if directory == self.root or directory in self._durable:
+                    break
+                directory = os.path.dirname(directory)
+        fresh = flushed - {self.root} - self._durable
         if fresh and not self._shared:
             with self._lock:
                 if made == self._made:  # or it may be about another directory of that name by now

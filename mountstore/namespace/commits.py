@@ -37,7 +37,7 @@ SOFT_INTERVAL_S = 0.25
 _FAILURES_MAX = 8
 """Timed commits that may fail one after the other, but for a full disk, before writes are stopped."""
 
-_FEW = 16
+_FEW = 32
 """Up to so many blobs are flushed one by one; beyond, flushing the file system is cheaper."""
 
 
@@ -226,8 +226,7 @@ class Committer:
         if everything or len(paths) > _FEW:
             syncfs(self._tree.root)
         else:
-            for path in paths:
-                self._tree.fsync(path)
+            self._tree.fsync(*paths)
 
     def doubt(self, exc: Exception) -> None:
         """Data already acknowledged may be lost: stop the writes, and say so once."""
