@@ -49,6 +49,10 @@ class Replaced:
         self._unlisted: dict[int, Previous] = {}
         self._open: dict[int, Previous] = {}
         self._opened_s: dict[int, float] = {}
+        # Inodes that got their first content since the last hard sync, or since the one before the one under
+        # way: what they had in between is as likely to be lost as what they have.
+        self._fresh: set[int] = set()
+        self._fresh_taken: set[int] = set()
 
     def load(self) -> list[str]:
         """At start: take up the notes that a crash left. Returns the staging files in them."""
@@ -61,7 +65,11 @@ class Replaced:
 
     def note(self, inode: int, content: Content, allocated: int, draft: DraftRow | None) -> None:
         """An inode is about to get another content; only its first one since the last hard sync counts."""
-        if inode not in self._since and (content.digest is not None or draft is not None):
+        if inode in self._since or inode in self._fresh:
+            return
+        if content.digest is None and draft is None:
+            self._fresh.add(inode)
+        else:
             self._put(inode, Previous(content, allocated, draft))
 
     def inherit(
@@ -76,7 +84,8 @@ class Replaced:
     ) -> None:
         """A file took the name of `replaced`, which has this content: should its own be lost, it goes back
         to that, unless it has something of its own to go back to."""
-        known = inode in self._since or inode in self._taken
+        fresh = inode in self._fresh or inode in self._fresh_taken
+        known = not fresh and (inode in self._since or inode in self._taken)
         if known and not still_open:
             return
         previous = self._open.get(replaced) or self._since.get(replaced) or self._taken.get(replaced)
@@ -103,7 +112,7 @@ class Replaced:
         self._since[inode] = previous
         # The note of a sync under way is the one that holds until it has ended, an open one until the file
         # is closed.
-        if inode not in self._taken and inode not in self._open:
+        if inode not in self._taken and inode not in self._open and inode not in self._fresh_taken:
             self._unlisted[inode] = previous
 
     def contents(self) -> set[Content]:
@@ -125,16 +134,21 @@ class Replaced:
         self.flush()
         self._taken = {**self._since, **self._taken}
         self._since = {}
+        self._fresh_taken |= self._fresh
+        self._fresh = set()
 
     def put_back(self) -> None:
         """It failed."""
         self._since = {**self._since, **self._taken}
         self._taken = {}
+        self._fresh |= self._fresh_taken
+        self._fresh_taken = set()
 
     def settle(self) -> None:
         """The blobs are flushed: only later notes stay."""
         self._catalog.clear_previous()
         self._taken = {}
+        self._fresh_taken = set()
         # A draft in an open note has no staging file for longer than this: what is below it must do.
         self._open = {inode: previous._replace(draft=None) for inode, previous in self._open.items()}
         self._unlisted = {**self._since, **self._open}
