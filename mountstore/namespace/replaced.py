@@ -65,9 +65,15 @@ class Replaced:
 
     def note(self, inode: int, content: Content, allocated: int, draft: DraftRow | None) -> None:
         """An inode is about to get another content; only its first one since the last hard sync counts."""
-        if inode in self._since or inode in self._fresh:
+        if inode in self._since:
             return
-        if content.digest is None and draft is None:
+        held = self._open.get(inode)
+        if held is not None:
+            # What it had when it took the name was never the whole of it.
+            self._put(inode, held._replace(open=False))
+        elif inode in self._fresh:
+            return
+        elif content.digest is None and draft is None:
             self._fresh.add(inode)
         else:
             self._put(inode, Previous(content, allocated, draft))
@@ -105,8 +111,9 @@ class Replaced:
         previous = self._open.pop(inode, None)
         self._opened_s.pop(inode, None)
         if previous is not None:
-            own = self._taken.get(inode) or self._since.setdefault(inode, previous._replace(open=False))
-            self._unlisted[inode] = own
+            # Also if a sync is under way: what has just been sealed is not part of it.
+            own = self._since.setdefault(inode, previous._replace(open=False))
+            self._unlisted[inode] = self._taken.get(inode, own)
 
     def _put(self, inode: int, previous: Previous) -> None:
         self._since[inode] = previous
