@@ -30,6 +30,8 @@ class State(NamedTuple):
     since_ns: int
     content: bytes | None
     cause: str = ""
+    earlier: tuple[bytes | None, ...] = ()
+    """What else may be seen in this state: a file that was changed and then moved may lose the change."""
 
 
 class Promise(NamedTuple):
@@ -56,6 +58,13 @@ class History:
         """An operation starts that brings these states about, one after the other."""
         now = time.monotonic_ns()
         self.states += [State(now, content, cause) for content in contents]
+
+    def add_moved(self, cause: str, source: History) -> None:
+        """The name starts to stand for the file that had this history."""
+        floor = max((state for _, state in source.promises), default=0)
+        earlier = tuple(state.content for state in source.states[floor:] if state.content)
+        earlier += tuple(content for state in source.states[floor:] for content in state.earlier)
+        self.states.append(State(time.monotonic_ns(), source.content, cause, earlier))
 
     def finished(self) -> None:
         """The operation has returned."""
@@ -252,7 +261,7 @@ class Client(threading.Thread):
         if history.content is None or other == name:
             return
         target = self.histories.setdefault(other, History())
-        target.add(f"move from {name}", history.content)
+        target.add_moved(f"move from {name}", history)
         history.add(f"move to {other}", None)
         os.rename(self._path(name), self._path(other))
         target.finished()

@@ -48,7 +48,7 @@ async def broken_promises(
                 else:
                     lost.append(where)
                 continue
-            if content not in [state.content for state in allowed]:
+            if not any(content == state.content or content in state.earlier for state in allowed):
                 found = _describe(history, content)
                 problems.append(f"{where}: {found}, allowed are {_list(floor, allowed)}")
         problems += await _broken_pages(store, client, directory, crash_ns)
