@@ -30,7 +30,7 @@ class State(NamedTuple):
     since_ns: int
     content: bytes | None
     cause: str = ""
-    earlier: tuple[bytes | None, ...] = ()
+    earlier: tuple[bytes, ...] = ()
     """What else may be seen in this state: a file that was changed and then moved may lose the change."""
 
 
