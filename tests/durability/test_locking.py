@@ -88,6 +88,16 @@ def test_a_reader_sees_what_the_writer_commits(mount: LiveMount, reader: LiveMou
         (seen / "new").touch()
 
 
+def test_a_file_open_for_reading_here_may_be_removed_by_the_writer(mount: LiveMount, reader: LiveMount) -> None:
+    data = os.urandom(300_000)
+    (mount.path / "f").write_bytes(data)
+    eventually(lambda: (reader.path / "f").exists())
+    with (reader.path / "f").open("rb", buffering=0) as file:
+        os.unlink(mount.path / "f")
+        eventually(lambda: not (reader.path / "f").exists())
+        assert file.read(400_000) == data
+
+
 def test_a_reader_does_not_disturb_the_writer(mount: LiveMount, reader: LiveMount) -> None:
     """Neither do its reads hold back commits and checkpoints, nor does its end take anything away."""
     for number in range(300):
