@@ -91,7 +91,8 @@ def test_a_reader_sees_what_the_writer_commits(mount: LiveMount, reader: LiveMou
 def test_a_file_open_for_reading_here_may_be_removed_by_the_writer(mount: LiveMount, reader: LiveMount) -> None:
     data = os.urandom(300_000)
     (mount.path / "f").write_bytes(data)
-    eventually(lambda: (reader.path / "f").exists())
+    # A commit may come between the creation of the name and the seal of what was written to it.
+    eventually(lambda: (reader.path / "f").exists() and (reader.path / "f").stat().st_size == len(data))
     with (reader.path / "f").open("rb", buffering=0) as file:
         os.unlink(mount.path / "f")
         eventually(lambda: not (reader.path / "f").exists())
