@@ -89,6 +89,14 @@ class Recall:
         current = line.current
         return [Listed(number, version, number == current) for number, version in self._timeline.all(line)]
 
+    async def find_version(self, path: bytes, selector: Selector | None = None) -> tuple[int, Version]:
+        """The number of a version, and what it was; without `selector`, what `path` itself says.
+
+        Raises: AbsentError, FoundDirectoryError.
+        """
+        line, number = await self._select(path, selector)
+        return number, self._get(line, number)
+
     async def open_version(self, path: bytes, selector: Selector | None = None) -> VersionReader:
         """Open a version for reading, to be closed by the caller; without `selector`, what `path` itself says.
 
