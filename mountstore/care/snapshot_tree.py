@@ -161,11 +161,11 @@ class SnapshotTree:
 
     def references(self, skip: set[bytes] | None = None) -> Iterator[Content]:
         """Everything the snapshot needs: its own objects as contents of the kind BLOB, and the contents of files
-        and their versions. Of a manifest the caller looks up the pieces. A content is yielded as often as it is found.
+        and their versions, as often as they are found. Of a manifest the caller looks up the pieces.
 
         Args:
           skip: What earlier calls found, for this snapshot or others: shared pages are left out with all below.
-            It is added to, and nobody else may (a file's content may be equal to a page). After an error it is void.
+            It is added to, and nobody else may (a file's content may be equal to a page). An error makes it void.
         """
         for digest, contents in self._objects(skip):
             yield Content(ContentKind.BLOB, digest, digest.size_bytes)
