@@ -27,7 +27,7 @@ import msgspec
 import trio
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
-from mountstore.blobs.flush import syncfs
+from mountstore.blobs.flush import fsync_path, syncfs
 from mountstore.blobs.trash import Trash
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import BusyError, ExistsError, StoreError
@@ -145,12 +145,13 @@ def create_store(
         catalog.set_meta("adopted", 1)
     catalog.close()
     # The configuration makes it a store: last, and whole.
-    _write_config(path, config)
+    write_config(path, config_text(config))
     syncfs(path)
     return config
 
 
-def _write_config(path: str, config: StoreConfig) -> None:
+def config_text(config: StoreConfig) -> str:
+    """What `store.toml` has to say for this configuration."""
     lines = ["# A store of mountstore. The pieces' sizes decide how files are cut: never change them.\n"]
     fields = msgspec.to_builtins(config)
     policy = fields.pop("versions")
@@ -159,12 +160,18 @@ def _write_config(path: str, config: StoreConfig) -> None:
     lines.append("[versions]\n")
     usual = _assignments(msgspec.to_builtins(Policy()))
     lines += [f"# {line}" if line in usual else line for line in _assignments(policy)]
+    return "".join(lines)
+
+
+def write_config(path: str, text: str) -> None:
+    """Put `store.toml` into the store at `path`, in one step, so that it survives power loss."""
     target = os.path.join(path, CONFIG_NAME)
     with open(target + ".new", "w", encoding="utf-8") as file:
-        file.writelines(lines)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.rename(target + ".new", target)
+    fsync_path(path, os.O_DIRECTORY)
 
 
 def _assignments(fields: dict[str, object]) -> list[str]:
@@ -184,11 +191,24 @@ def read_config(path: str) -> StoreConfig:
     """
     file = os.path.join(path, CONFIG_NAME)
     try:
-        with open(file, "rb") as stream:
-            raw = tomllib.load(stream)
+        with open(file, encoding="utf-8") as stream:
+            text = stream.read()
     except FileNotFoundError:
         raise StoreError(f"{path}: is not a store (no {CONFIG_NAME}); mkfs.cas makes one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except UnicodeDecodeError as exc:
+        raise StoreError(f"{file}: cannot be read: {exc}") from exc
+    return parse_config(text, file)
+
+
+def parse_config(text: str, file: str) -> StoreConfig:
+    """The configuration in the text of a `store.toml`; `file` says in errors where it was found.
+
+    Raises:
+      StoreError: Of another format, or it cannot be used.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise StoreError(f"{file}: cannot be read: {exc}") from exc
     if raw.get("format") != STORE_FORMAT:
         raise StoreError(
