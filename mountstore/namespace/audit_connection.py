@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 from mountstore.errors import BusyError, CorruptError, NoSpaceError, StoreError
 from mountstore.namespace.catalog import APPLICATION_ID, CATALOG_FORMAT, SCHEMA, uri_path
+from mountstore.namespace.stale import BASE_KEY
 
 _STEPS: Final = 200_000  # of SQLite's virtual machine, some ms, between looks at Ctrl-C
 
@@ -96,7 +97,11 @@ class AuditConnection:
         self._db.close()
 
     def commit(self) -> None:
-        """Make all changes, and make them survive power loss; a new transaction begins."""
+        """Make all changes, and make them survive power loss; a new transaction begins.
+
+        Nobody noted what was changed, so the next snapshot reads everything.
+        """
+        self._run("DELETE FROM meta WHERE key = ?", (BASE_KEY,))
         self._run("COMMIT")
         self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._run("BEGIN")

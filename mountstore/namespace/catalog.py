@@ -28,7 +28,8 @@ from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import allocate_beyond_end, fsync, fsync_path
-from mountstore.errors import CorruptError, ExistsError, NoSpaceError, StoreError
+from mountstore.errors import CorruptError, ExistsError, MisuseError, NoSpaceError, StoreError
+from mountstore.namespace.stale import BASE_KEY, Changes, Stale
 
 CATALOG_FORMAT = 1
 """`PRAGMA user_version` of the schema below; raised by every change to it."""
@@ -146,6 +147,12 @@ CREATE TABLE draft (                 -- staging files whose content an fsync has
     base_limit INTEGER NOT NULL,
     dirty      BLOB NOT NULL         -- msgpack: sorted [start, end] pairs
 ) STRICT;
+
+CREATE TABLE stale (                 -- what changed since the last snapshot: see mountstore.namespace.stale
+    kind   INTEGER NOT NULL,         -- StaleKind
+    number INTEGER NOT NULL,
+    PRIMARY KEY (kind, number)
+) WITHOUT ROWID, STRICT;
 """
 
 _INODE_COLUMNS = (
@@ -159,6 +166,8 @@ _ADD_BLOB = (
     "INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET checksum = excluded.checksum"
     " WHERE checksum <> excluded.checksum"
 )
+
+_ADD_STALE = "INSERT OR IGNORE INTO stale VALUES (?, ?)"
 
 InodeRow = tuple[Any, ...]
 """The columns of `inode` in the order of the schema."""
@@ -230,6 +239,9 @@ class Catalog:
         self._wal_fd = -1
         self._wal_allocated = 0
         self._committed_changes = self._db.total_changes
+        self.stale = Stale()
+        if not read_only:
+            self._load_stale()
 
     def _prepare_schema(self) -> None:
         db = self._db
@@ -264,6 +276,8 @@ class Catalog:
         try:
             if not self._db.in_transaction:
                 self._say_again()
+            if fresh := self.stale.take_unlisted():
+                self._say_all(_ADD_STALE, fresh)
             self._execute("COMMIT")
         except sqlite3.Error as exc:
             if not self._db.in_transaction:
@@ -371,6 +385,29 @@ class Catalog:
             self._wal_fd = -1
         self._db.close()
 
+    # --- snapshots ---
+
+    def _load_stale(self) -> None:
+        name = self.get_meta(BASE_KEY)
+        try:
+            base = None if name is None else Digest.parse(name)
+            self.stale.load(base, self._execute("SELECT kind, number FROM stale"))
+        except (MisuseError, sqlite3.Error) as exc:
+            raise CorruptError(f"{self.path}: what changed since the last snapshot cannot be read: {exc}") from exc
+
+    def begin_snapshot(self) -> Changes:
+        """Commit, and hand over what changed since the last snapshot; ends with `settle_snapshot`, or with
+        `stale.put_back`. Raises: As `commit`."""
+        self.commit()
+        return self.stale.begin()
+
+    def settle_snapshot(self, base: Digest) -> None:
+        """The snapshot with this root is safe: the next one builds on it."""
+        rows = self.stale.settle(base)
+        self.say("DELETE FROM stale")
+        self._say_all(_ADD_STALE, rows)
+        self.set_meta(BASE_KEY, base.name)
+
     # --- meta ---
 
     def get_meta(self, key: str, default: Any = None) -> Any:
@@ -389,9 +426,12 @@ class Catalog:
         return row
 
     def put_inodes(self, rows: Iterable[InodeRow]) -> None:
+        rows = list(rows)
         self._say_all(f"INSERT OR REPLACE INTO inode VALUES ({_INODE_MARKS})", rows)
+        self.stale.inodes(rows)
 
     def delete_inode(self, inode: int) -> None:
+        self.stale.inode(inode)
         self.say("DELETE FROM inode WHERE id = ?", (inode,))
 
     def orphans(self) -> list[int]:
@@ -413,15 +453,19 @@ class Catalog:
             self.say("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
         except sqlite3.IntegrityError:
             raise ExistsError(os.fsdecode(name)) from None
+        self.stale.entry((parent, name))
 
     def point_entry(self, parent: int, name: bytes, inode: int) -> None:
         """Let an existing name stand for another inode; its place in the listing stays."""
+        self.stale.entry((parent, name))
         self.say("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
 
     def move_entry(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, cookie: int | None
     ) -> None:
         """Rename an entry to a name that is free; `cookie` is its new place, None to keep the old."""
+        self.stale.entry((parent, name))
+        self.stale.entry((new_parent, new_name))
         self.say(
             "UPDATE entry SET parent = ?, name = ?, cookie = coalesce(?, cookie)"
             " WHERE parent = ? AND name = ?",
@@ -429,6 +473,7 @@ class Catalog:
         )
 
     def delete_entry(self, parent: int, name: bytes) -> None:
+        self.stale.entry((parent, name))
         self.say("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
 
     def has_entries(self, parent: int) -> bool:
@@ -475,14 +520,17 @@ class Catalog:
         ).fetchall()
 
     def put_xattr(self, inode: int, name: bytes, value: bytes) -> None:
+        self.stale.inode(inode)
         self.say("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", (inode, name, value))
 
     def delete_xattr(self, inode: int, name: bytes) -> bool:
+        self.stale.inode(inode)
         return (
             self.say("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name)).rowcount > 0
         )
 
     def delete_xattrs(self, inode: int) -> None:
+        self.stale.inode(inode)
         self.say("DELETE FROM xattr WHERE inode = ?", (inode,))
 
     # --- blobs ---
@@ -517,6 +565,7 @@ class Catalog:
     ) -> None:
         """Recovery only: point an inode that is not in memory at another content."""
         sha256, blob_size = digest or (None, None)
+        self.stale.inode(inode)
         self.say(
             "UPDATE inode SET kind = ?, sha256 = ?, blob_size = ?, size = ?, allocated = ? WHERE id = ?",
             (kind, sha256, blob_size, size, allocated, inode),

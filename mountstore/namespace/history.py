@@ -138,12 +138,14 @@ class Histories:
 
     def give_name(self, parent: int, name: bytes, history: int) -> None:
         """Let a name have a history (0: none)."""
+        self._catalog.stale.entry((parent, name))
         if history:
             self._catalog.say("INSERT OR REPLACE INTO name_history VALUES (?, ?, ?)", (parent, name, history))
         else:
             self._catalog.say("DELETE FROM name_history WHERE parent = ? AND name = ?", (parent, name))
 
     def give_inode(self, inode: int, history: int) -> None:
+        self._catalog.stale.inode(inode)
         if history:
             self._catalog.say("INSERT OR REPLACE INTO inode_history VALUES (?, ?)", (inode, history))
         else:
@@ -360,6 +362,7 @@ class Histories:
         number = self.count(history) + 1
         history = history or self._new_number()
         marks = ", ".join("?" * (len(row) + 2))
+        self._catalog.stale.history(history)
         self._catalog.say(f"INSERT INTO version VALUES ({marks})", (history, number, *row))
         return history
 
@@ -368,6 +371,7 @@ class Histories:
     def drop(self, history: int, number: int) -> None:
         """Remove the row with that number; every name that has it must have agreed."""
         key = (history, number)
+        self._catalog.stale.history(history)
         gone = self._catalog.say(
             "DELETE FROM version WHERE history = ?1 AND number = ?2"
             " AND EXISTS (SELECT 1 FROM version WHERE history = ?1 AND number > ?2)",
@@ -384,6 +388,7 @@ class Histories:
 
     def drop_history(self, history: int) -> None:
         """Remove all rows of a history that no name, inode or other history has."""
+        self._catalog.stale.history(history)
         self._catalog.say("DELETE FROM version WHERE history = ?", (history,))
 
     def drop_name(self, parent: int, name: bytes, history: int) -> None:
