@@ -1,0 +1,14 @@
+"""All commands: one module for each family of them."""
+
+from __future__ import annotations
+
+from mountstore.control import basics
+from mountstore.control.command import Registry
+
+__all__ = ["REGISTRY"]
+
+REGISTRY = Registry(
+    (
+        *basics.COMMANDS,
+    )
+)
