@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.control import basics
+from mountstore.control import accounts, basics
 from mountstore.control.command import Registry
 
 __all__ = ["REGISTRY"]
@@ -10,5 +10,6 @@ __all__ = ["REGISTRY"]
 REGISTRY = Registry(
     (
         *basics.COMMANDS,
+        *accounts.COMMANDS,
     )
 )

@@ -42,6 +42,8 @@ class Mount:
     """What was mounted, as the kernel tells it; for our mounts, the store."""
     read_only: bool
     """The file system takes no writes, wherever it is mounted."""
+    root: str = "/"
+    """Which directory of it is mounted here: another one for a bind mount of a part."""
 
     @property
     def ours(self) -> bool:
@@ -66,6 +68,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 filesystem_type=_unescape(fields[separator + 1]),
                 source=_unescape(fields[separator + 2]),
                 read_only=b"ro" in fields[separator + 3].split(b","),
+                root=_unescape(fields[3]),
             )
         )
     return mounts

@@ -36,6 +36,11 @@ def test_bytes_that_are_not_utf8_survive() -> None:
     assert mount.ours
 
 
+def test_a_bind_mount_of_a_part_says_of_which() -> None:
+    (mount,) = parse_mountinfo(rb"36 35 0:51 /a\040b /srv rw - fuse.cas /data rw" + b"\n")
+    assert (mount.mountpoint, mount.root) == ("/srv", "/a b")
+
+
 def test_the_real_table_holds_proc_and_living_mounts() -> None:
     assert any(mount.filesystem_type == "proc" for mount in read_mounts())
     proc = mount_at("/proc")

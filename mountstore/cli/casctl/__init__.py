@@ -1,0 +1,1 @@
+"""casctl: the control file for people. See docs/casctl.md."""

@@ -1,0 +1,85 @@
+"""How casctl ends: its exit codes, and one place that turns exceptions into a line and a code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+
+from mountstore.cli.exits import message_of, say
+from mountstore.errors import MisuseError, MountstoreError, NotPermittedError
+
+PROGRAM = "casctl"
+
+
+class Exit(IntEnum):
+    """Those of an ordinary program, not of mount(8): nobody but people and scripts calls casctl."""
+
+    OK = 0
+    FAILED = 1
+    """The command failed, or damage was found."""
+    USAGE = 2
+    NO_MOUNT = 3
+    """There is no mount here, or nobody serves it."""
+    BUG = 4
+    DENIED = 5
+    """Only the owner of the mount may."""
+    INTERRUPTED = 130
+    """As a shell says it of a program that SIGINT ended."""
+
+
+class Failure(MountstoreError):
+    """A reason to end with a given code; what it says is meant for the user."""
+
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class AnsweredError(Failure):
+    """The mount answered that the command failed.
+
+    Args:
+      error: The name of the errno.
+    """
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(_CODES.get(error, Exit.FAILED), message or error)
+        self.error = error
+
+
+_CODES = {"EINVAL": Exit.USAGE, "EPERM": Exit.DENIED, "EACCES": Exit.DENIED}
+
+
+def run_guarded(body: Callable[[], int]) -> int:
+    """Run the program's body; an exception becomes one line on stderr and its exit code."""
+    try:
+        return body()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. What is still buffered goes nowhere.
+        sys.stdout = None
+        return Exit.OK
+    except (Exception, KeyboardInterrupt) as exc:
+        code = _code_of(exc)
+        if code is Exit.BUG:
+            import traceback
+
+            traceback.print_exc()
+        say(PROGRAM, message_of(exc))
+        return code
+
+
+def _code_of(exc: BaseException) -> Exit:
+    match exc:
+        case Failure(code=code):
+            return code
+        case MisuseError():
+            return Exit.USAGE
+        case NotPermittedError() | PermissionError():
+            return Exit.DENIED
+        case KeyboardInterrupt():
+            return Exit.INTERRUPTED
+        case MountstoreError() | OSError() | MemoryError():
+            return Exit.FAILED
+        case _:
+            return Exit.BUG

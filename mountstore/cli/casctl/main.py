@@ -1,0 +1,89 @@
+"""casctl: commands for a mounted store, for people and scripts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mountstore.cli.casctl.arguments import (
+    AnyCommand,
+    OwnCommand,
+    Settings,
+    find_command,
+    make_main_parser,
+    make_parser,
+    note_settings,
+    take_settings,
+    words_of,
+)
+from mountstore.cli.casctl.client import Answer, Control
+from mountstore.cli.casctl.completion import make_completion
+from mountstore.cli.casctl.exits import Exit, run_guarded
+from mountstore.cli.casctl.places import Resolver
+from mountstore.cli.casctl.progress import ProgressBar
+from mountstore.cli.casctl.results import render, verdict
+from mountstore.control.command import Argument, Command
+from mountstore.control.commands import REGISTRY
+
+
+def all_commands() -> list[AnyCommand]:
+    """Those of the mount, and casctl's own; one of its own goes before one of the mount."""
+    own: list[AnyCommand] = [_HELP]
+    names = {command.name for command in own}
+    commands = [*own, *(command for command in REGISTRY if command.name not in names)]
+    return [*commands, make_completion(commands)]
+
+
+def _help(settings: Settings, got: argparse.Namespace) -> int:
+    commands = all_commands()
+    if not got.command:
+        make_main_parser(commands).print_help()
+        return Exit.OK
+    command, _ = find_command(got.command, commands)
+    make_parser(command).print_help()
+    return Exit.OK
+
+
+_HELP = OwnCommand(
+    "help", "List the commands, or say what one takes.", _help, (Argument("COMMAND", "this one", many=True),)
+)
+
+
+def _run(argv: Sequence[str]) -> int:
+    settings = Settings()
+    commands = all_commands()
+    words = take_settings(argv, settings, commands)
+    command, rest = find_command(words, commands)
+    got = make_parser(command).parse_intermixed_args(rest)
+    note_settings(got, settings)
+    if isinstance(command, OwnCommand):
+        return command.run(settings, got)
+    return _ask(command, settings, got)
+
+
+def _ask(command: Command, settings: Settings, got: argparse.Namespace) -> int:
+    """Have the mount run a command, and show its answer."""
+    resolver = Resolver(settings.mount)
+    words = words_of(command, got, resolver.inside)
+    with Control(resolver.mount()) as control, ProgressBar(command.name, shown=not settings.quiet) as bar:
+
+        def listen(answer: Answer, line: str) -> None:
+            if settings.json:
+                print(line, flush=True)
+            elif answer.get("type") == "progress":
+                bar.tell(answer["done"], answer["total"], answer["unit"])
+
+        result = control.run(words, job=command.long, listener=listen)
+    if not settings.json and not settings.quiet:
+        text = render(command.name, result, got)
+        if text:
+            print(text)
+    return verdict(command.name, result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    # File names are bytes: what cannot be shown is escaped, not refused.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # it is a TextIOWrapper
+    return run_guarded(lambda: _run(sys.argv[1:] if argv is None else argv))

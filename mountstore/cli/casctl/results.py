@@ -1,0 +1,161 @@
+"""Results as people read them, each command's in its own words where the fields alone would not do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mountstore.cli.casctl.exits import Exit
+from mountstore.cli.casctl.rendering import fields, lines, number, sentence, size, table, value, without
+from mountstore.cli.exits import printable
+
+Result = Mapping[str, Any]
+
+
+def render(command: str, result: Result, got: argparse.Namespace) -> str:
+    """What to print for a result; empty for nothing."""
+    shown = without(result, "type", "job") if command != "cancel" else without(result, "type")
+    special = _SPECIAL.get(command)
+    if special is not None:
+        return special(shown)
+    rows = shown.get("rows")
+    if isinstance(rows, list):
+        rest = without(shown, "rows")
+        return "\n".join(part for part in (table(rows) or "none", fields(rest)) if part)
+    return fields(shown)
+
+
+def verdict(command: str, result: Result) -> Exit:
+    """The exit code of a command that ran through."""
+    damaged = result.get("damaged")
+    if isinstance(damaged, dict):
+        damaged = damaged.get("blobs")
+    return Exit.FAILED if damaged else Exit.OK
+
+
+def _info(result: Result) -> str:
+    what = {key: item for key, item in result.items() if item not in (None, False)}
+    content, sharing = what.pop("content", None), what.pop("sharing", None)
+    text = [f"{printable(what.pop('path'))}: {what.pop('type')}"]
+    older = what.pop("older_versions", 0)
+    if "version" in what:
+        what["version"] = f"{what['version']} ({number(older)} before it)" if older else str(what["version"])
+    if what.pop("changing", False):
+        what["state"] = "being changed; the content is what the last close left"
+    text.append(fields(what, "  "))
+    if content is not None:
+        pieces = content.pop("entries", None)
+        kept = {key: item for key, item in content.items() if item not in (None, 0) or key == "blob_path"}
+        if kept.get("kind") == "blob":
+            for redundant in ("pieces", "unique_pieces", "stored_bytes"):
+                kept.pop(redundant, None)
+        elif kept.get("kind") == "empty":
+            kept.pop("blob_path", None)
+        # The path to serve from is what is looked for most; the same without the store is in the way.
+        kept.pop("blob", None)
+        text += ["content:", fields(kept, "  ")]
+        if pieces:
+            text += [table(pieces, ("offset", "size_bytes", "digest", "blob"))]
+    if sharing is not None:
+        text += ["sharing:", fields(sharing, "  ")]
+    return "\n".join(text)
+
+
+def _df(result: Result) -> str:
+    stored, trash = result["stored"], result["trash"]
+    ratio = "-" if result["ratio"] is None else f"{result['ratio']:.2f}"
+    holes = result["logical_bytes"] - result["data_bytes"]
+    rows = [
+        ["files", number(result["files"]), size(result["logical_bytes"])],
+        ["  of these in holes", "", size(holes)],
+        ["old versions", number(result["versions"]), size(result["version_bytes"])],
+        ["stored blobs", number(stored["blobs"]), size(stored["bytes"])],
+        ["in the trash", number(trash["blobs"]), size(trash["bytes"])],
+        ["disk", "", size(result["disk_bytes"])],
+        ["  available", "", size(result["available_bytes"])],
+    ]
+    if not holes:
+        del rows[1]
+    head = [["", "NUMBER", "BYTES"]]
+    return f"{lines([*head, *rows], [False, True, True])}\ndeduplication: {ratio} bytes shown for each byte stored"
+
+
+def _du(result: Result) -> str:
+    return table(
+        [
+            {
+                "logical_bytes": row["logical_bytes"],
+                "stored_bytes": row["stored_bytes"],
+                "exclusive_bytes": row["unique_bytes"],
+                "shared_bytes": row["shared_bytes"],
+                "files": row["files"],
+                "path": row["path"],
+            }
+            for row in result["rows"]
+        ]
+    )
+
+
+def _gc(result: Result) -> str:
+    would = "would be " if result.get("dry_run") else ""
+    tallies: list[tuple[str, Mapping[str, int]]] = [
+        ("live", result["live"]),
+        ("old versions", result["versions"]),
+        *((reason, tally) for reason, tally in result["kept"].items() if tally["blobs"]),
+        *((f"{would}collected: {reason}", t) for reason, t in result["collected"].items() if t["blobs"]),
+    ]
+    if result["purged"]["blobs"]:
+        tallies.append(("purged", result["purged"]))
+    tallies.append(("in the trash", result["trash"]))
+    cells = [[what, f"{number(tally['blobs'])} blobs", size(tally["bytes"])] for what, tally in tallies]
+    collected = result["collected"].values()
+    dropped = result["versions_dropped"]
+    text = [f"note: {printable(flaw)}" for flaw in result["flaws"]]
+    text.append(lines(cells, [False, True, True]))
+    text += [f"{would}dropped versions: {reason}: {number(n)}" for reason, n in sorted(dropped.items())]
+    text.append(
+        sentence(
+            (
+                f"{number(sum(t['blobs'] for t in collected))} blobs {would}collected",
+                size(sum(t["bytes"] for t in collected)),
+                f"{number(result['versions_kept'])} old versions kept",
+                f"{number(sum(dropped.values()))} {would}dropped",
+                value("elapsed_s", result["elapsed_s"]),
+            )
+        )
+    )
+    return "\n".join(text)
+
+
+def _jobs(result: Result) -> str:
+    rows = []
+    for row in result["rows"]:
+        done = row.get("done")
+        how_far = ""
+        if done is not None:
+            total = row.get("total")
+            how_far = (
+                f"{value(row['unit'], done)}{'' if total is None else ' of ' + value(row['unit'], total)}"
+            )
+            how_far += "" if row["unit"].endswith("bytes") else f" {row['unit']}"
+        rows.append(
+            {
+                "job": row["job"],
+                "state": row["state"],
+                "started_s": row["started_s"],
+                "elapsed_s": row["elapsed_s"],
+                "done": row.get("message") or how_far,
+                "command": row["command"],
+            }
+        )
+    return table(rows) or "no jobs"
+
+
+_SPECIAL: dict[str, Callable[[Result], str]] = {
+    "info": _info,
+    "df": _df,
+    "du": _du,
+    "gc": _gc,
+    "jobs": _jobs,
+}
