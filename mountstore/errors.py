@@ -75,6 +75,10 @@ class NoSpaceError(MountstoreError):
     """The disk below has no room for it; what was there is as before."""
 
 
+class QuotaError(NoSpaceError):
+    """The disk below has room, but a quota keeps it from the store; what was there is as before."""
+
+
 class StaleError(MountstoreError):
     """The inode that was asked for existed once and is gone."""
 

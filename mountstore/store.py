@@ -46,6 +46,7 @@ from mountstore.namespace.recovery import Recovered, recover_contents
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.shared_inodes import SharedInodeTable
+from mountstore.namespace.snapshot_policy import SnapshotPolicy
 from mountstore.namespace.space import Space
 from mountstore.namespace.timeline import Timeline
 from mountstore.namespace.versions import Versions
@@ -78,6 +79,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     piece_max: int = DEFAULT_PARAMETERS.max_size
     hole_min: int = DEFAULT_PARAMETERS.hole_min
     versions: Policy = Policy()
+    snapshots: SnapshotPolicy = SnapshotPolicy()
 
     def chunking(self) -> ChunkingParameters:
         return ChunkingParameters(
@@ -154,13 +156,19 @@ def config_text(config: StoreConfig) -> str:
     """What `store.toml` has to say for this configuration."""
     lines = ["# A store of mountstore. The pieces' sizes decide how files are cut: never change them.\n"]
     fields = msgspec.to_builtins(config)
-    policy = fields.pop("versions")
+    tables = {key: fields.pop(key) for key in ("versions", "snapshots")}
     lines += _assignments(fields)
     lines.append("\n# Which old versions garbage collection keeps; without a line the value shown is meant.\n")
-    lines.append("[versions]\n")
-    usual = _assignments(msgspec.to_builtins(Policy()))
-    lines += [f"# {line}" if line in usual else line for line in _assignments(policy)]
+    lines += _table("versions", tables["versions"], Policy())
+    lines.append("\n# How many automatic snapshots are kept: the last of so many hours, days and months.\n")
+    lines += _table("snapshots", tables["snapshots"], SnapshotPolicy())
     return "".join(lines)
+
+
+def _table(name: str, fields: dict[str, object], usual: msgspec.Struct) -> list[str]:
+    """A table of TOML in which what is as usual is a comment."""
+    known = _assignments(msgspec.to_builtins(usual))
+    return [f"[{name}]\n", *(f"# {line}" if line in known else line for line in _assignments(fields))]
 
 
 def write_config(path: str, text: str) -> None:
@@ -298,7 +306,9 @@ class Store:
         self.ledger = Ledger(self.catalog)
         self.replaced = Replaced(self.catalog)
         self.inodes = SharedInodeTable(self.catalog) if self.read_only else InodeTable(self.catalog)
-        self.space = Space(path)
+        # Held while a snapshot is taken, and by garbage collection at the instant whose state it marks.
+        self.snapshotting = trio.Lock()
+        self.space = Space(path if self.read_only else staging)
         self.versions = Versions(self.catalog, self.inodes)
         self.namespace = Namespace(self.catalog, self.inodes, self.versions, read_only=self.read_only, acl=acl)
         self.attributes = Attributes(self.catalog, self.inodes, self.namespace, acl=acl)

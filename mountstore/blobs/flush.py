@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -12,6 +13,15 @@ _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, 
 
 _START_WRITING = 2
 """SYNC_FILE_RANGE_WRITE of <fcntl.h>."""
+
+_BTRFS = 0x9123683E
+"""BTRFS_SUPER_MAGIC of <linux/magic.h>."""
+
+_ZEROS = memoryview(bytes(256 << 10))
+
+_EDQUOT = 122
+_NO_ROOM = (28, _EDQUOT)
+"""ENOSPC and EDQUOT of <errno.h>."""
 
 _KEEP_SIZE = 1
 """FALLOC_FL_KEEP_SIZE of <linux/falloc.h>."""
@@ -78,6 +88,43 @@ def syncfs(path: str) -> None:
             raise FlushFailedError(number, os.strerror(number), path)
     finally:
         os.close(fd)
+
+
+def room_refused(directory: str, length: int) -> OSError | None:
+    """Why `length` bytes find no room in a directory's file system: it is full, or a quota is used up, which
+    statvfs(2) does not tell. None if they do, or it cannot be found out. Blocks; leaves nothing.
+    """
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        return exc if exc.errno in _NO_ROOM else None
+    try:
+        # Written, not allocated: what is reserved for a write is given back at once, while btrfs counts
+        # what was allocated, and freed, against the quota for half a minute.
+        while length > 0:
+            length -= os.write(fd, _ZEROS[:length])
+    except OSError as exc:
+        return exc if exc.errno in _NO_ROOM else None
+    finally:
+        os.close(fd)
+    return None
+
+
+def copies_on_write(directory: str) -> bool:
+    """Whether the file system (btrfs) needs room for changing what a file has already."""
+    status = ctypes.create_string_buffer(256)
+    known = _libc.statfs(os.fsencode(directory), status) == 0
+    return known and int.from_bytes(status.raw[:4], sys.byteorder) == _BTRFS
+
+
+def is_quota(refusal: OSError) -> bool:
+    """Whether it is a quota that refused, not the disk."""
+    return refusal.errno == _EDQUOT
+
+
+def is_no_room(exc: BaseException) -> bool:
+    """Whether the system says that the disk is full or a quota used up."""
+    return isinstance(exc, OSError) and exc.errno in _NO_ROOM
 
 
 def allocate_beyond_end(fd: int, offset: int, length: int) -> bool:

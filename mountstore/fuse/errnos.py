@@ -29,6 +29,7 @@ _ERRNOS: Final[dict[type[Exception], int]] = {
     errors.ReadOnlyError: errno.EROFS,
     errors.NoSpaceError: errno.ENOSPC,
     errors.StaleError: errno.ESTALE,
+    errors.QuotaError: errno.EDQUOT,
     errors.BusyError: errno.EBUSY,
     errors.BlobMissingError: errno.EIO,
     errors.CorruptError: errno.EIO,

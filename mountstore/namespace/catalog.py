@@ -27,9 +27,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.flush import allocate_beyond_end, fsync, fsync_path
+from mountstore.blobs.flush import allocate_beyond_end, fsync, fsync_path, room_refused
 from mountstore.errors import CorruptError, ExistsError, MisuseError, NoSpaceError, StoreError
-from mountstore.namespace.stale import BASE_KEY, Changes, Stale
+from mountstore.namespace.mapped_index import MappedIndex
+from mountstore.namespace.stale import BASE_KEY, Stale
 
 CATALOG_FORMAT = 1
 """`PRAGMA user_version` of the schema below; raised by every change to it."""
@@ -230,6 +231,9 @@ class Catalog:
             if not read_only:
                 self._db.execute("BEGIN")
         except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
+        self._mapped = MappedIndex(path, lambda: connect(path, read_only=True))
+        if not read_only:
+            self._mapped.require_room()
             # SQLite's message may quote a damaged schema.
             raise CorruptError(f"{path}: the catalog cannot be read: {exc}") from exc
         self._execute = self._db.execute
@@ -279,6 +283,7 @@ class Catalog:
             if fresh := self.stale.take_unlisted():
                 self._say_all(_ADD_STALE, fresh)
             self._execute("COMMIT")
+        self._mapped.require_room()
         except sqlite3.Error as exc:
             if not self._db.in_transaction:
                 self._say_again()
@@ -291,6 +296,7 @@ class Catalog:
         """Execute a statement that changes nothing; for the modules of this package."""
         return self._execute(sql, parameters)
 
+        self._mapped.committed()
     def say(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Execute a statement that changes something. All changes go through here or `_say_all`."""
         if not self._db.in_transaction:
@@ -366,6 +372,7 @@ class Catalog:
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as exc:
             raise _translated(self.path, exc) from exc
+        self._mapped.require_room()
 
     def wants_checkpoint(self) -> bool:
         return self.wal_bytes() > _CHECKPOINT_BYTES
@@ -384,25 +391,22 @@ class Catalog:
             os.close(self._wal_fd)
             self._wal_fd = -1
         self._db.close()
+        if not self._read_only:
+            self._mapped.closing()
 
     # --- snapshots ---
 
     def _load_stale(self) -> None:
         name = self.get_meta(BASE_KEY)
         try:
+        self._mapped.close()
             base = None if name is None else Digest.parse(name)
             self.stale.load(base, self._execute("SELECT kind, number FROM stale"))
         except (MisuseError, sqlite3.Error) as exc:
             raise CorruptError(f"{self.path}: what changed since the last snapshot cannot be read: {exc}") from exc
 
-    def begin_snapshot(self) -> Changes:
-        """Commit, and hand over what changed since the last snapshot; ends with `settle_snapshot`, or with
-        `stale.put_back`. Raises: As `commit`."""
-        self.commit()
-        return self.stale.begin()
-
     def settle_snapshot(self, base: Digest) -> None:
-        """The snapshot with this root is safe: the next one builds on it."""
+        """The snapshot with this root is safe: the next one builds on it (`stale.begin` was called)."""
         rows = self.stale.settle(base)
         self.say("DELETE FROM stale")
         self._say_all(_ADD_STALE, rows)
@@ -413,6 +417,11 @@ class Catalog:
     def get_meta(self, key: str, default: Any = None) -> Any:
         row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return default if row is None else row[0]
+
+    def forget_snapshot(self) -> None:
+        """There is no snapshot to build on: the next one reads everything."""
+        self.stale.base = None
+        self.say("DELETE FROM meta WHERE key = ?", (BASE_KEY,))
 
     def set_meta(self, key: str, value: Any) -> None:
         self.say("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
@@ -679,6 +688,10 @@ def uri_path(path: str) -> str:
 
 
 def _translated(path: str, exc: sqlite3.Error) -> Exception:
-    if getattr(exc, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
+    code = getattr(exc, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_FULL:
         return NoSpaceError(f"{path}: no room for the catalog")
     return CorruptError(f"{path}: {exc}")
+    # A quota is an I/O error to SQLite, and so is a full disk when its shared memory is to grow.
+    if code & 0xFF == sqlite3.SQLITE_IOERR and (refusal := room_refused(os.path.dirname(path), _AHEAD_BYTES)):
+        return NoSpaceError(f"{path}: no room for the catalog: {refusal.strerror}")

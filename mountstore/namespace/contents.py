@@ -93,6 +93,10 @@ class Contents:
         """Run what blocks on data that nobody else changes."""
         return await trio.to_thread.run_sync(function, *arguments, limiter=self._workers)
 
+    def close_idle(self) -> int:
+        """Close descriptors that nobody uses, since there are too few; how many that were."""
+        return self._descriptors.close_idle()
+
     def close(self) -> None:
         """Close all descriptors that nobody uses."""
         self._descriptors.close_idle()

@@ -18,6 +18,7 @@ behalf); while it is being sealed nobody changes it, and `pread` may be called f
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -44,6 +45,31 @@ def resized(row: DraftRow, size: int) -> DraftRow:
         size=size, base_limit=min(row.base_limit, size), dirty=msgspec.msgpack.encode(list(dirty))
     )
 
+
+SPARED = 16
+"""Descriptors that drafts leave to others, or a quarter of all if there are few: sealing takes some, and only
+sealing sets those of drafts free."""
+
+_DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+
+
+def open_sparingly(path: str, mode: int) -> int:
+    """Make a file and open it, unless that would take one of the last descriptors.
+
+    Raises: OSError (EMFILE); then no file is left.
+    """
+    fd = os.open(path, _DRAFT_FLAGS | os.O_EXCL, mode)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    # The lowest number that is free is given: it tells how many are in use.
+    if limit != resource.RLIM_INFINITY and fd >= limit - min(SPARED, limit // 4):
+        os.close(fd)
+        os.unlink(path)
+        raise OSError(_EMFILE, os.strerror(_EMFILE), path)
+    return fd
+
+
+_EMFILE = 24
+"""Of <errno.h>."""
 
 PARKED_MAX = 16 << 20
 """How far ahead of a stream, and how much, bytes may arrive."""
@@ -108,7 +134,11 @@ class StagedDraft:
 
     Args:
       path: Of the staging file, which this draft owns from now on.
-      base: What was sealed before; `reader` reads it (None when it is empty).
+      base: What was sealed before; `reader` reads it (None when it is empty), and is closed with the draft.
+      sparing: Leave some of the process's descriptors to others.
+
+    Raises:
+      OSError: There is no draft, and no file; `reader` is as before.
     """
 
     __slots__ = (
@@ -128,7 +158,10 @@ class StagedDraft:
         "size_bytes",
     )
 
-    def __init__(self, path: str, base: Content, reader: BaseReader | None) -> None:
+    def __init__(
+        self, path: str, base: Content, reader: BaseReader | None, *, sparing: bool = False
+    ) -> None:
+        self._fd = open_sparingly(path, 0o600) if sparing else os.open(path, _DRAFT_FLAGS, 0o600)
         self.path = path
         self.base = base
         self._reader = reader
@@ -145,7 +178,6 @@ class StagedDraft:
         # What workers are doing with it; once closed, the last of them lets go of the descriptor.
         self._users = 0
         self._closed = False
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @property
     def allocated_bytes(self) -> int:

@@ -13,7 +13,8 @@ import time
 import trio
 
 from mountstore.blobs.chunking import ChunkingParameters
-from mountstore.blobs.content import EMPTY
+from mountstore.blobs.content import EMPTY, Content
+from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError, MisuseError, StaleError
@@ -84,7 +85,7 @@ class Drafts:
         # A file that is fsynced again and again (a database) is not to be rewritten whole for each fsync.
         large = wanted > MEMORY_MAX or (wanted > 0 and self._memory_bytes + wanted > MEMORY_TOTAL)
         if large or (inode.syncs > 0 and base.size_bytes > 0):
-            staged = StagedDraft(self._new_path(inode), base, self._contents.open_reader(base))
+            staged = self._new_staged(inode, base, self._contents.open_reader(base))
             staged.base_allocated = inode.allocated
             self._begin(inode, staged)
             return staged
@@ -110,6 +111,21 @@ class Drafts:
         inode.draft = draft
         self.inodes.add(inode)
 
+    def _new_staged(self, inode: Inode, base: Content, reader: ContentReader | None) -> StagedDraft:
+        path = self._new_path(inode)
+        try:
+            try:
+                return StagedDraft(path, base, reader, sparing=True)
+            except OSError:
+                # Most likely EMFILE; whatever it was, the second attempt tells.
+                if not self._contents.close_idle():
+                    raise
+                return StagedDraft(path, base, reader, sparing=True)
+        except OSError:
+            if reader is not None:
+                reader.close()
+            raise
+
     def _new_path(self, inode: Inode) -> str:
         return os.path.join(self._staging, f"draft-{inode.id}-{time.time_ns():x}")
 
@@ -120,9 +136,9 @@ class Drafts:
         self._space.claim(length, new_file=draft.claimed == 0)
         draft.claimed += length
 
-    def ask_for_room(self) -> None:
+    def ask_for_room(self, failure: Exception) -> None:
         """A seal failed: ask the disk before anything more is accepted."""
-        self._space.ask_again()
+        self._space.ask_again(failure)
 
     def claim_in_all(self, draft: Draft, length: int) -> None:
         """Promise the draft room for `length` bytes altogether: what is written again and again needs room
@@ -144,7 +160,7 @@ class Drafts:
 
     def spill(self, inode: Inode, memory: MemoryDraft) -> StagedDraft:
         """Move a draft from memory into a staging file."""
-        staged = StagedDraft(self._new_path(inode), memory.base, None)
+        staged = self._new_staged(inode, memory.base, None)
         staged.base_limit = staged.size_bytes = 0
         try:
             staged.put(0, memory.data)

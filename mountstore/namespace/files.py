@@ -297,7 +297,11 @@ class Files:
             if type(draft) is StagedDraft:
                 await self._flush_staged(inode, draft)
             else:
-                await self._sealer.seal(inode)
+                try:
+                    await self._sealer.seal(inode)
+                except Exception as exc:
+                    self._drafts.ask_for_room(exc)
+                    raise
             inode.syncs += 1
         self._drafts.settled(inode)
         await self._hard_sync()

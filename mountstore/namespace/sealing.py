@@ -144,7 +144,8 @@ class Sealer:
         try:
             await self.seal(inode)
         except Exception as exc:
-            self._drafts.ask_for_room()
+            self._drafts.ask_for_room(exc)
+            self._contents.close_idle()
             # It is tried every few seconds, perhaps for days: said once.
             if self._kept.get(inode.id) != str(exc):
                 self._kept[inode.id] = str(exc)

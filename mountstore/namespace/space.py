@@ -2,13 +2,18 @@
 
 A write is refused with `NoSpaceError` while the writer can still be told, instead of failing when the draft
 is sealed. A reserve stays untouched, so that the catalog can record deletions on a full disk.
+
+What statvfs(2) says is believed until the disk refuses what it should have had room for: then there is a quota,
+or a file system that needs more than it shows. From then on a write is accepted only if as much as is promised
+could really be written at that moment.
 """
 
 from __future__ import annotations
 
 import os
 
-from mountstore.errors import NoSpaceError
+from mountstore.blobs.flush import is_no_room, is_quota, room_refused
+from mountstore.errors import NoSpaceError, QuotaError
 
 RESERVE_BYTES = 16 << 20
 """Never promised to file contents."""
@@ -23,7 +28,7 @@ class Space:
     """Claims on the free space of one file system.
 
     Args:
-      path: A directory on it.
+      path: A directory on it, where files can be made.
     """
 
     def __init__(self, path: str, *, reserve_bytes: int = RESERVE_BYTES) -> None:
@@ -35,6 +40,8 @@ class Space:
         # others use the disk too.
         self._unasked = 0
         self._unasked_files = 0
+        # The disk has refused what was promised.
+        self._distrusted = False
 
     @property
     def claimed_bytes(self) -> int:
@@ -44,7 +51,7 @@ class Space:
         """Promise room for `length` more bytes, and, if they are the first of something, for a file.
 
         Raises:
-          NoSpaceError: There is not that much; nothing was claimed.
+          NoSpaceError, QuotaError: There is not that much; nothing was claimed.
         """
         # Files take whole blocks.
         self._unasked -= length + _BLOCK_BYTES * new_file
@@ -67,12 +74,24 @@ class Space:
                 if free < length
                 else f"{self._path}: no room for another file"
             )
+        if self._distrusted:
+            self._try(claimed + length)
         self._unasked = (free - length) // 4
         self._unasked_files = (free_files - files) // 4
 
-    def ask_again(self) -> None:
-        """There was no room where some had been promised: others use it up."""
+    def _try(self, length: int) -> None:
+        """Raises: NoSpaceError, QuotaError if so much cannot be allocated now."""
+        refusal = room_refused(self._path, length + self._reserve)
+        if refusal is not None:
+            kind = QuotaError if is_quota(refusal) else NoSpaceError
+            raise kind(f"{self._path}: {refusal.strerror}")
+        self._distrusted = False
+
+    def ask_again(self, failure: Exception | None = None) -> None:
+        """There was no room where some had been promised: others use it up, or a quota is (`failure`)."""
         self._unasked = self._unasked_files = 0
+        if failure is not None and is_no_room(failure):
+            self._distrusted = True
 
     def release(self, length: int, *, whole: bool = True) -> None:
         """The bytes claimed for a file, or a part of them, have found their place or are no longer wanted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,33 @@ def small_disk(base: Path, size_mib: int, *mkfs: str) -> Iterator[Path]:
         run("mount", device, disk)
         try:
             yield disk
+        finally:
+            run("umount", disk)
+    finally:
+        run("losetup", "--detach", device)
+
+
+@contextmanager
+def quota_disk(base: Path, limit_mib: int) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """A subvolume of a btrfs with far more room than its quota; and what sets the quota, in MiB."""
+    image = base / "quota.img"
+    with image.open("wb") as file:
+        file.truncate(512 << 20)
+    run("mkfs.btrfs", "-q", image)
+    device = run("losetup", "--find", "--show", image).strip()
+    try:
+        disk = base / "quota"
+        disk.mkdir()
+        run("mount", device, disk)
+        try:
+            run("btrfs", "quota", "enable", disk)
+            run("btrfs", "subvolume", "create", disk / "limited")
+
+            def limit(mib: int) -> None:
+                run("btrfs", "qgroup", "limit", f"{mib}M", disk / "limited")
+
+            limit(limit_mib)
+            yield disk / "limited", limit
         finally:
             run("umount", disk)
     finally:

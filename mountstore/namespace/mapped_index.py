@@ -1,0 +1,68 @@
+"""Where the catalog's shared memory may not be written to when the disk is full.
+
+SQLite maps the index of its write-ahead log (`catalog.db-shm`) into memory. On a file system that needs room
+for changing what a file has already (btrfs), the kernel ends a process that changes such a page when there is
+none, or a quota is used up: SIGBUS. So there
+
+1. a commit or a checkpoint begins only while there is room for the whole index;
+2. after every commit one connection reads, so that the mark that readers set in the index is set already, and
+   those that come later, when the disk may be full, change nothing.
+
+Within the milliseconds of a commit somebody else may still use up the room that was there.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+
+from mountstore.blobs.flush import copies_on_write, room_refused
+from mountstore.errors import NoSpaceError
+
+_ENOUGH_BYTES = 256 << 10
+"""More than the index of a WAL of 100 MiB."""
+
+
+class MappedIndex:
+    """The guard of one catalog; on the owner's thread.
+
+    Args:
+      connect: Makes another connection for reading.
+    """
+
+    def __init__(self, path: str, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._path = path
+        self._connect = connect
+        self._directory = os.path.dirname(os.path.abspath(path))
+        self._db: sqlite3.Connection | None = None
+        self.needed = copies_on_write(self._directory)
+        """Whether there is anything to guard against."""
+
+    def require_room(self) -> None:
+        """Raises: NoSpaceError if the index must not be changed now."""
+        if self.needed and (refusal := room_refused(self._directory, _ENOUGH_BYTES)):
+            raise NoSpaceError(f"{self._path}: no room for the catalog: {refusal.strerror}")
+
+    def committed(self) -> None:
+        """A commit has succeeded: have the mark for readers set."""
+        if self.needed:
+            self._read("SELECT 1 FROM meta LIMIT 1")
+
+    def closing(self) -> None:
+        """The catalog is about to be closed: without room, its log must not be folded into it."""
+        if self.needed and room_refused(self._directory, _ENOUGH_BYTES):
+            # SQLite folds when the last connection closes that could write.
+            self._read("BEGIN")
+            self._read("SELECT 1 FROM meta LIMIT 1")
+
+    def _read(self, sql: str) -> None:
+        if self._db is None:
+            self._db = self._connect()
+        self._db.execute(sql).fetchone()
+
+    def close(self) -> None:
+        """After the catalog's own connections."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None

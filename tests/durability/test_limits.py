@@ -1,0 +1,217 @@
+"""Limits other than a full disk: whoever writes is told which, nothing acknowledged is lost, and the mount goes on
+when the limit does (promise 4)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mount.conftest import MountMaker
+from mount.live import LiveMount
+
+from durability.disks import quota_disk
+from durability.tracing import traced
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+def write(path: Path, data: bytes, *, sync: bool = True) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        os.write(fd, data)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def overwrite(fd: int, change: bytes) -> None:
+    os.pwrite(fd, change, 5 * MIB)
+    os.fsync(fd)
+
+
+def overwrite_in(path: Path, change: bytes) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        overwrite(fd, change)
+    finally:
+        os.close(fd)
+
+
+def told(operation: Callable[[], object]) -> int:
+    """The errno of an operation, 0 if it succeeds."""
+    try:
+        operation()
+    except OSError as exc:
+        return exc.errno or -1
+    return 0
+
+
+def until_it_succeeds(operation: Callable[[], object], expected: int) -> None:
+    deadline = time.monotonic() + 20
+    while number := told(operation):
+        assert number == expected, os.strerror(number)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def settle(mount: LiveMount, *patterns: str) -> None:
+    text = mount.log.read_text()
+    for pattern in patterns:
+        if pattern in text:
+            mount.announce(pattern)
+
+
+def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memory: Path) -> None:
+    choice = random.Random(1)
+    announced = ("Disk quota exceeded", "no room for the catalog", "there is room again")
+    with quota_disk(in_memory, 40) as (disk, limit):
+        (in_memory / "m").mkdir()
+        (in_memory / "m/store").symlink_to(disk / "store")
+        mount = LiveMount(in_memory / "m")
+        try:
+            root = mount.path
+            kept: dict[str, bytes] = {}
+            refusals: list[int] = []
+            for number in range(80):
+                data = choice.randbytes(MIB)
+                refusals.append(told(partial(write, root / f"f{number}", data)))
+                if not refusals[-1]:
+                    kept[f"f{number}"] = data
+            assert set(refusals) == {0, errno.EDQUOT} and 20 < len(kept) < 45
+            # Also without fsync, at the latest by close, which knows ENOSPC and EIO only (the kernel's doing).
+            closed = {told(lambda: write(root / "closed", choice.randbytes(MIB), sync=False)) for _ in range(9)}
+            assert closed == {errno.EIO}
+            # Names need no room that is worth mentioning, and the mount is not in doubt.
+            for number in range(200):
+                os.mkdir(root / f"d{number}")
+            os.unlink(root / "f0")
+            del kept["f0"]
+            for name, data in kept.items():
+                assert (root / name).read_bytes() == data, name
+            limit(200)
+            until_it_succeeds(lambda: write(root / "more", b"more"), errno.EDQUOT)
+            write(root / "f79", kept.setdefault("f79", choice.randbytes(MIB)))
+            settle(mount, *announced)
+            mount.remount()
+            for name, data in kept.items():
+                assert (root / name).read_bytes() == data, name
+            assert (root / "more").read_bytes() == b"more" and (root / "d199").is_dir()
+        finally:
+            settle(mount, *announced)
+            mount.finish()
+
+
+def test_a_quota_that_stops_the_catalog_puts_nothing_in_doubt(in_memory: Path) -> None:
+    """SQLite calls it an I/O error."""
+    with quota_disk(in_memory, 64) as (disk, limit):
+        (in_memory / "m").mkdir()
+        (in_memory / "m/store").symlink_to(disk / "store")
+        mount = LiveMount(in_memory / "m")
+        try:
+            root = mount.path
+            write(root / "before", b"before")
+            with (disk / "filler").open("wb", buffering=0) as filler:
+                assert told(lambda: [filler.write(bytes(64 * KIB)) for _ in range(2000)]) == errno.EDQUOT
+                while not told(lambda: filler.write(bytes(4 * KIB))):
+                    pass
+            made = 0
+            while not (number := told(partial(os.mkdir, root / f"{'d' * 200}{made}"))):
+                made += 1
+                assert made < 100_000
+            assert number == errno.ENOSPC
+            time.sleep(3)  # more timed commits than may fail otherwise
+            assert told(lambda: os.mkdir(root / "another")) == errno.ENOSPC
+            limit(400)
+            until_it_succeeds(lambda: os.mkdir(root / "another"), errno.ENOSPC)
+            mount.announce("no room for the catalog")
+            mount.announce("there is room again")
+            settle(mount, "Disk quota exceeded")
+            mount.remount()
+            assert len(os.listdir(root)) == made + 2
+            assert (root / "before").read_bytes() == b"before"
+        finally:
+            mount.finish()
+
+
+def test_a_daemon_without_descriptors_says_so_and_goes_on_when_files_are_closed(make_mount: MountMaker) -> None:
+    mount = make_mount(prelude="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))")
+    root = mount.path
+    choice = random.Random(2)
+    contents = {root / f"f{number}": bytearray(choice.randbytes(9 * MIB)) for number in range(24)}
+    for path, data in contents.items():
+        path.write_bytes(data)
+    # A change in the middle of a large file is drafted in a file of its own.
+    files = {path: os.open(path, os.O_RDWR) for path in contents}
+    refused: list[Path] = []
+    for path, fd in files.items():
+        change = choice.randbytes(100)
+        number = told(partial(overwrite, fd, change))
+        if number:
+            assert number == errno.EMFILE, os.strerror(number)
+            refused.append(path)
+        else:
+            contents[path][5 * MIB : 5 * MIB + 100] = change
+    assert 4 < len(refused) < 22
+    # Some are left to what needs them for a moment.
+    write(root / "small", b"small")
+    os.mkdir(root / "directory")
+    for fd in files.values():
+        told(partial(os.close, fd))
+    for path in refused:
+        change = choice.randbytes(100)
+        # close(2) does not wait for the daemon to let go of a file.
+        until_it_succeeds(partial(overwrite_in, path, change), errno.EMFILE)
+        contents[path][5 * MIB : 5 * MIB + 100] = change
+    mount.announce("Too many open files")
+    mount.remount()
+    for path, data in contents.items():
+        assert path.read_bytes() == data, path
+    assert (root / "small").read_bytes() == b"small"
+
+
+def test_a_system_without_descriptors_is_told_to_who_writes(make_mount: MountMaker, tmp_path: Path) -> None:
+    mount = make_mount()
+    root = mount.path
+    write(root / "before", b"before")
+    with traced(mount.pid, tmp_path / "trace", "openat", inject="openat:error=ENFILE") as trace:
+        assert told(lambda: write(root / "small", b"small")) == errno.ENFILE
+        assert told(lambda: os.mkdir(root / "directory")) == 0
+    assert trace.injected
+    until_it_succeeds(lambda: write(root / "small", b"small"), errno.ENFILE)
+    mount.announce("Too many open files in system")
+    mount.remount()
+    assert (root / "before").read_bytes() == b"before" and (root / "small").read_bytes() == b"small"
+
+
+def test_a_limit_on_the_size_of_files_concerns_large_drafts_only(make_mount: MountMaker) -> None:
+    mount = make_mount(
+        prelude=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({24 * MIB}, {24 * MIB}))"
+    )
+    root = mount.path
+    data = os.urandom(30 * MIB)
+    # What arrives in order is cut into pieces, each a file below the limit.
+    write(root / "in order", data)
+    fd = os.open(root / "changed", os.O_RDWR | os.O_CREAT, 0o644)
+    os.write(fd, b"begin")
+    os.fsync(fd)
+    os.ftruncate(fd, 100 * MIB)
+    os.pwrite(fd, b"end", 99 * MIB)
+    assert told(lambda: os.fsync(fd)) == errno.EFBIG
+    os.pwrite(fd, b"middle", 9 * MIB)
+    os.fsync(fd)
+    os.close(fd)
+    mount.announce("File too large")
+    mount.remount()
+    assert (root / "in order").read_bytes() == data
+    with (root / "changed").open("rb") as file:
+        assert file.read(5) == b"begin"
+        file.seek(9 * MIB)
+        assert file.read(6) == b"middle"
+    assert (root / "changed").stat().st_size == 100 * MIB
