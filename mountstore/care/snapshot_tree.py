@@ -25,10 +25,12 @@ from mountstore.errors import CorruptError, StaleError
 from mountstore.namespace import listing, page_map
 from mountstore.namespace.pages import (
     PAGE_SHIFT,
+    UNREADABLE,
     HistoryRecord,
     HistoryRow,
     InodeRecord,
     ListingEntry,
+    OnBad,
     Root,
     decode_histories,
     decode_inodes,
@@ -47,6 +49,9 @@ class SnapshotTree:
     Args:
       root: Digest of its root, as a ref has it.
       cache_bytes: Encoded size of the objects that are kept; what they take in memory is some four times that.
+      on_read: Told the bytes of every object that is read.
+      on_bad: Told of objects that cannot be read, by `inodes`, `histories` and `names_of`, which leave out what
+        those lead to; default: the error is raised, as by all else.
 
     Attributes:
       root: Its record.
@@ -55,8 +60,18 @@ class SnapshotTree:
     Raises: as above.
     """
 
-    def __init__(self, tree: BalancedTree, root: Digest, *, cache_bytes: int = _CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        tree: BalancedTree,
+        root: Digest,
+        *,
+        cache_bytes: int = _CACHE_BYTES,
+        on_read: Callable[[Digest, bytes], None] | None = None,
+        on_bad: OnBad | None = None,
+    ) -> None:
         self._tree = tree
+        self._on_read = on_read
+        self._on_bad = on_bad
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._cache: OrderedDict[tuple[Digest, Callable[..., object]], Any] = OrderedDict()
@@ -72,7 +87,10 @@ class SnapshotTree:
             if found is not None:
                 self._cache.move_to_end(key)
                 return cast(T, found)
-        loaded = decode(read_blob(self._tree, digest, None), digest.name)
+        data = read_blob(self._tree, digest, None)
+        if self._on_read is not None:
+            self._on_read(digest, data)
+        loaded = decode(data, digest.name)
         with self._lock:
             if key not in self._cache and digest.size_bytes <= self._cache_bytes:
                 self._cache[key] = loaded
@@ -92,7 +110,7 @@ class SnapshotTree:
         """
         digest = page_map.find_page(self, self.root.inodes, number >> PAGE_SHIFT)
         if digest is not None:
-            records = self._inode_page(number >> PAGE_SHIFT, digest)
+            records = self.inode_page(number >> PAGE_SHIFT, digest)
             i = bisect_left(records, number, key=_number_of)
             if i < len(records) and records[i].number == number:
                 return records[i]
@@ -116,11 +134,16 @@ class SnapshotTree:
 
     def inodes(self) -> Iterator[InodeRecord]:
         """All records in ascending order, of removed directories too."""
-        for page, digest in page_map.walk(self, self.root.inodes):
+        for page, digest in page_map.walk(self, self.root.inodes, on_bad=self._on_bad):
             if page is not None:
-                yield from self._inode_page(page, digest)
+                yield from self._readable(self.inode_page, page, digest)
 
-    def _inode_page(self, page: int, digest: Digest) -> list[InodeRecord]:
+    def names_of(self, record: InodeRecord) -> Iterator[ListingEntry]:
+        """As `listing`, of a record at hand."""
+        return listing.entries(self, record.listing, on_bad=self._on_bad)
+
+    def inode_page(self, page: int, digest: Digest) -> list[InodeRecord]:
+        """The records of a page of the map of inodes."""
         records = self.load(digest, decode_inodes)
         if records[0].number >> PAGE_SHIFT != page:
             raise CorruptError(f"{digest.name}: inode page {records[0].number >> PAGE_SHIFT} instead of {page}")
@@ -133,29 +156,39 @@ class SnapshotTree:
         digest = page_map.find_page(self, self.root.histories, number >> PAGE_SHIFT)
         if digest is None:
             return []
-        records = self._history_page(number >> PAGE_SHIFT, digest)
+        records = self.history_page(number >> PAGE_SHIFT, digest)
         i = bisect_left(records, number, key=_number_of)
         return self._rows(records[i]) if i < len(records) and records[i].number == number else []
 
     def histories(self) -> Iterator[tuple[int, list[HistoryRow]]]:
         """All histories in ascending order."""
-        for page, digest in page_map.walk(self, self.root.histories):
+        for page, digest in page_map.walk(self, self.root.histories, on_bad=self._on_bad):
             if page is not None:
-                for record in self._history_page(page, digest):
+                for record in self._readable(self.history_page, page, digest):
                     yield record.number, self._rows(record)
 
-    def _history_page(self, page: int, digest: Digest) -> list[HistoryRecord]:
+    def history_page(self, page: int, digest: Digest) -> list[HistoryRecord]:
+        """The histories of a page of the map of histories."""
         records = self.load(digest, decode_histories)
         if records[0].number >> PAGE_SHIFT != page:
             raise CorruptError(f"{digest.name}: history page {records[0].number >> PAGE_SHIFT} instead of {page}")
         return records
 
     def _rows(self, record: HistoryRecord) -> list[HistoryRow]:
-        parts = [self.load(Digest(*segment), decode_segment) for segment in record.segments]
+        parts = [self._readable(self.load, Digest(*segment), decode_segment) for segment in record.segments]
         rows = list(chain(*parts, record.rows))
         if any(a.number >= b.number for a, b in pairwise(rows)):
             raise CorruptError(f"history {record.number}: segments out of order")
         return rows
+
+    def _readable(self, read: Callable[..., list[T]], *arguments: object) -> list[T]:
+        try:
+            return read(*arguments)
+        except UNREADABLE as exc:
+            if self._on_bad is None:
+                raise
+            self._on_bad(exc)
+            return []
 
     # --- what it needs ---
 
@@ -187,7 +220,7 @@ class SnapshotTree:
             if page is None:
                 yield digest, []
                 continue
-            records = self._inode_page(page, digest)
+            records = self.inode_page(page, digest)
             yield digest, [record.content for record in records if record.kind]
             for record in records:
                 for part in listing.objects(self, record.listing, skip):
@@ -196,7 +229,7 @@ class SnapshotTree:
             if page is None:
                 yield digest, []
                 continue
-            histories = self._history_page(page, digest)
+            histories = self.history_page(page, digest)
             for history in histories:
                 for segment in map(Digest._make, history.segments):
                     if skip is not None:

@@ -21,8 +21,10 @@ from mountstore.errors import CorruptError
 from mountstore.namespace.pages import (
     INLINE_MAX,
     LISTING_LEVELS_MAX,
+    UNREADABLE,
     Index,
     ListingEntry,
+    OnBad,
     Put,
     Reference,
     Source,
@@ -153,32 +155,50 @@ def lookup(source: Source, place: Place, name: bytes) -> ListingEntry | None:
     return leaf[i - 1] if i and leaf[i - 1].name == name else None
 
 
-def entries(source: Source, place: Place, after: bytes = b"") -> Iterator[ListingEntry]:
-    """Every entry whose name is beyond `after`, in order; one leaf at a time is in memory."""
-    if isinstance(place, Reference) and place.level:
-        yield from _entries(source, place.level, place.digest, after)
-        return
-    for entry in _leaf_for(source, place, after):
-        if entry.name > after:
-            yield entry
+def entries(
+    source: Source, place: Place, after: bytes = b"", on_bad: OnBad | None = None
+) -> Iterator[ListingEntry]:
+    """Every entry whose name is beyond `after`, in order; one leaf at a time is in memory.
 
-
-def _entries(source: Source, level: int, digest: Digest, after: bytes) -> Iterator[ListingEntry]:
-    if not level:
-        for entry in source.load(digest, decode_leaf):
+    Args:
+      on_bad: Told of leaves and index nodes that cannot be read, whose names are left out; default: the error is
+        raised.
+    """
+    below: list[tuple[int, Digest | bytes]] = []
+    if isinstance(place, Reference):
+        below = [(place.level, place.digest)]
+    elif place is not None:
+        below = [(0, place)]
+    while below:
+        level, where = below.pop()
+        try:
+            if isinstance(where, bytes):
+                leaf = decode_leaf(where)
+            elif not level:
+                leaf = source.load(where, decode_leaf)
+            else:
+                index = load_index(source, where, level)
+                first = max(bisect_right(index.names, after) - 1, 0)
+                below += [(level - 1, index.child(i)) for i in reversed(range(first, len(index.names)))]
+                continue
+        except UNREADABLE as exc:
+            if on_bad is None:
+                raise
+            on_bad(exc)
+            continue
+        for entry in leaf:
             if entry.name > after:
                 yield entry
-        return
-    index = load_index(source, digest, level)
-    for i in range(max(bisect_right(index.names, after) - 1, 0), len(index.names)):
-        yield from _entries(source, level - 1, index.child(i), after)
 
 
-def objects(source: Source, place: Place, skip: set[bytes] | None = None) -> Iterator[Digest]:
+def objects(
+    source: Source, place: Place, skip: set[bytes] | None = None, on_bad: OnBad | None = None
+) -> Iterator[Digest]:
     """Every blob a listing is made of, index nodes before what is below them.
 
     Args:
       skip: SHA-256 of what is left out, with all below; what is yielded is added.
+      on_bad: As for `entries`, of index nodes; leaves are not read.
     """
     if not isinstance(place, Reference):
         return
@@ -191,7 +211,13 @@ def objects(source: Source, place: Place, skip: set[bytes] | None = None) -> Ite
             skip.add(digest.sha256)
         yield digest
         if level:
-            index = load_index(source, digest, level)
+            try:
+                index = load_index(source, digest, level)
+            except UNREADABLE as exc:
+                if on_bad is None:
+                    raise
+                on_bad(exc)
+                continue
             below += [(level - 1, index.child(i)) for i in reversed(range(len(index.names)))]
 
 

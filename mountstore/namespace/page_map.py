@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError
-from mountstore.namespace.pages import NODE_SHIFT, Node, Put, Reference, Source, decode_node, encode_node
+from mountstore.namespace.pages import (
+    NODE_SHIFT,
+    UNREADABLE,
+    Node,
+    OnBad,
+    Put,
+    Reference,
+    Source,
+    decode_node,
+    encode_node,
+)
 
 _SLOT_MASK = (1 << NODE_SHIFT) - 1
 
@@ -40,28 +50,41 @@ def find_page(source: Source, root: Reference | None, page: int) -> Digest | Non
     return digest
 
 
-def walk(source: Source, root: Reference | None, skip: set[bytes] | None = None) -> Iterator[MapEntry]:
+def walk(
+    source: Source,
+    root: Reference | None,
+    skip: set[bytes] | None = None,
+    on_bad: OnBad | None = None,
+) -> Iterator[MapEntry]:
     """Every node before what lies below it, and every page, in ascending order of the numbers.
 
     Args:
       skip: SHA-256 of nodes and pages that are left out, with all below; what is yielded is added.
+      on_bad: Told of nodes that cannot be read, whose pages are left out; default: the error is raised.
     """
-    if root is not None:
-        yield from _walk(source, root.level, root.digest, 0, skip)
-
-
-def _walk(source: Source, level: int, digest: Digest, prefix: int, skip: set[bytes] | None) -> Iterator[MapEntry]:
-    if skip is not None:
-        if digest.sha256 in skip:
-            return
-        skip.add(digest.sha256)
-    if not level:
-        yield MapEntry(prefix, digest)
-        return
-    yield MapEntry(None, digest)
-    node = load_node(source, digest, level)
-    for i, slot in enumerate(node.slots):
-        yield from _walk(source, level - 1, node.child(i), prefix << NODE_SHIFT | slot, skip)
+    # Reversed, so that the first one is taken next.
+    below = [] if root is None else [(root.level, root.digest, 0)]
+    while below:
+        level, digest, prefix = below.pop()
+        if skip is not None:
+            if digest.sha256 in skip:
+                continue
+            skip.add(digest.sha256)
+        if not level:
+            yield MapEntry(prefix, digest)
+            continue
+        yield MapEntry(None, digest)
+        try:
+            node = load_node(source, digest, level)
+        except UNREADABLE as exc:
+            if on_bad is None:
+                raise
+            on_bad(exc)
+            continue
+        below += [
+            (level - 1, node.child(i), prefix << NODE_SHIFT | node.slots[i])
+            for i in reversed(range(len(node.slots)))
+        ]
 
 
 def update_map(

@@ -23,7 +23,7 @@ import msgspec
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import CHECKSUM_BYTES, SHA256_BYTES, Digest
-from mountstore.errors import CorruptError
+from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.history import RowKind
 
 FORMAT: Final = 1
@@ -242,6 +242,12 @@ class Source(Protocol):
         Raises: BlobMissingError, CorruptError, OSError
         """
 
+
+UNREADABLE: Final = (BlobMissingError, CorruptError, OSError)
+"""What a source raises."""
+
+OnBad = Callable[[Exception], None]
+"""Is told why an object cannot be read."""
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _inodes_decoder: Final = msgspec.msgpack.Decoder(list[InodeRecord])
