@@ -1,0 +1,332 @@
+"""Taking snapshots, and their refs: listing, deletion, retention.
+
+A snapshot shows the store at one instant T: a commit, of which a second connection reads what changed since the
+last snapshot, in a worker, while others go on. What it shows of a file is the content that was sealed last.
+
+Order of taking one, and what a crash in between leaves
+  1. T; the objects are written as blobs, their records with the next commits     (blobs without a use)
+  2. a hard sync: they, and every content of before T, survive power loss         (blobs without a use)
+  3. the ref, in one step, durably                                                (a snapshot)
+  4. the catalog notes its root as the one to build on, and forgets what was stale (a larger next one before)
+While one is taken, garbage collection waits with what it must not miss (`Store.snapshotting`, `Contents.adding`).
+
+Thread: the store's owner, under trio. What blocks runs in workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Generator, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import trio
+
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.flush import fsync_path
+from mountstore.blobs.refs import REFS_NAME, Ref, check_ref_name, read_ref, read_refs, write_ref
+from mountstore.care.snapshot_image import Image, Labels
+from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.errors import (
+    AbsentError,
+    BlobMissingError,
+    CorruptError,
+    ExistsError,
+    MisuseError,
+    MountstoreError,
+    NoSpaceError,
+)
+from mountstore.namespace.instant import Instant
+from mountstore.namespace.pages import Root
+from mountstore.namespace.snapshot_policy import superfluous
+from mountstore.namespace.stale import Changes
+from mountstore.store import Store, config_text
+
+log = logging.getLogger(__name__)
+
+AUTOMATIC: Final = "auto-"
+"""How the names of snapshots begin that nobody asked for; only those are deleted by the policy."""
+
+INTERVAL_S: Final = 3600.0
+
+_STRETCH_S: Final = 0.02
+"""How long a worker is kept at a time."""
+
+_RETRY_S: Final = 300.0
+"""An automatic snapshot that failed is tried again after this time, at most."""
+
+
+class SnapshotInfo(NamedTuple):
+    """A snapshot, in short. Of one whose root cannot be read, `flaw` says why and the numbers are 0."""
+
+    name: str
+    time_ns: int
+    root: Digest
+    inodes: int = 0
+    bytes: int = 0
+    """Sum of the sizes of its files."""
+    flaw: str | None = None
+
+    @property
+    def automatic(self) -> bool:
+        return self.name.startswith(AUTOMATIC)
+
+
+class Taken(NamedTuple):
+    """A snapshot that was just taken, and what it cost."""
+
+    info: SnapshotInfo
+    new_blobs: int
+    new_bytes: int
+    instant_s: float
+    """How long the owner's thread was kept by the instant itself: its commit, and the second connection."""
+    elapsed_s: float
+
+
+class Snapshots:
+    """The snapshots of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # --- taking ---
+
+    async def take(self, name: str | None = None) -> Taken:
+        """Take a snapshot; without a name, its time is the name.
+
+        Raises:
+          ExistsError: There is one of that name.
+          MisuseError: The name cannot be one, or is kept for automatic ones.
+          ReadOnlyError: The store takes no writes.
+          CorruptError: The catalog holds what it may not: fsck.cas tells.
+          NoSpaceError, OSError: It could not be written. Whenever this raises, there is no snapshot, and no
+            more than blobs without a use.
+
+        Cancellation: As when it raises.
+        """
+        if name is not None and name.startswith(AUTOMATIC):
+            raise MisuseError(f"{name}: names that begin with {AUTOMATIC} are for automatic snapshots")
+        return await self._take(name, "")
+
+    async def take_automatic(self) -> Taken | None:
+        """Take one if anything changed since the last. Raises: As `take`."""
+        self._store.commits.commit()
+        if not self._store.catalog.stale.changed:
+            return None
+        return await self._take(None, AUTOMATIC)
+
+    async def _take(self, name: str | None, prefix: str) -> Taken:
+        store = self._store
+        store.namespace.require_writable()
+        if name is not None:
+            check_ref_name(name)
+        started = time.monotonic()
+        async with store.snapshotting:
+            taken_names = await trio.to_thread.run_sync(self._names)
+            if name in taken_names:
+                raise ExistsError(f"there is a snapshot {name} already")
+            await store.sealer.seal_closed()
+            with store.contents.adding():
+                try:
+                    return await self._take_alone(name, prefix, taken_names, started, heal=False)
+                except (CorruptError, BlobMissingError) as exc:
+                    if store.catalog.stale.base is None:
+                        raise
+                    log.error("the last snapshot cannot be built on, so all of the next one is written: %s", exc)
+                    store.catalog.forget_snapshot()
+                return await self._take_alone(name, prefix, taken_names, started, heal=True)
+
+    async def _take_alone(
+        self, name: str | None, prefix: str, taken_names: set[str], started: float, *, heal: bool
+    ) -> Taken:
+        store = self._store
+        before = time.monotonic()
+        store.commits.commit()
+        base = store.catalog.stale.base
+        changes = store.catalog.stale.begin()
+        try:
+            time_ns = time.time_ns()
+            # Nothing was awaited since the commit: this sees exactly its state.
+            instant = Instant(store.catalog.path)
+            try:
+                instant_s = time.monotonic() - before
+                labels = Labels(
+                    store.config.uuid,
+                    name or _free_name(prefix, time_ns, taken_names),
+                    time_ns,
+                    config_text(store.config),
+                )
+                image, digest, root = await self._write(instant, changes, base, labels, heal)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(instant.close)
+            await store.commits.hard_sync()
+            ref = Ref(labels.name, digest, labels.uuid, time_ns)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(write_ref, store.tree.root, ref)
+        except BaseException:
+            store.catalog.stale.put_back()
+            raise
+        store.catalog.settle_snapshot(digest)
+        try:
+            store.commits.commit()
+        except NoSpaceError:
+            # The snapshot is safe; that it is need not be known before there is room.
+            pass
+        info = SnapshotInfo(labels.name, time_ns, digest, root.inode_count, root.bytes)
+        return Taken(info, image.new_blobs, image.new_bytes, instant_s, time.monotonic() - started)
+
+    async def _write(
+        self, instant: Instant, changes: Changes, base: Digest | None, labels: Labels, heal: bool
+    ) -> tuple[Image, Digest, Root]:
+        tree = self._store.tree
+        below = None if base is None else await trio.to_thread.run_sync(SnapshotTree, tree, base)
+        image = Image(tree, instant, changes, below, labels, heal=heal)
+        steps = image.write()
+        result = None
+        try:
+            while result is None:
+                # A worker that is left alone would go on with the connection.
+                result = await trio.to_thread.run_sync(_stretch, steps)
+                self._store.ledger.record(image.take_written())
+        except BaseException:
+            self._store.ledger.suspect = True
+            raise
+        return image, *result
+
+    # --- refs ---
+
+    def _names(self) -> set[str]:
+        try:
+            return set(os.listdir(os.path.join(self._store.tree.root, REFS_NAME)))
+        except FileNotFoundError:
+            return set()
+
+    async def list(self) -> Sequence[SnapshotInfo]:
+        """All snapshots, newest first, and refs that cannot be read, last."""
+        return await trio.to_thread.run_sync(list_snapshots, self._store)
+
+    async def delete(self, name: str) -> None:
+        """Delete a snapshot; what only it had is collected by the next garbage collection.
+
+        Raises:
+          AbsentError: There is none of that name.
+          ReadOnlyError: The store takes no writes.
+          MisuseError: Nothing can have that name.
+          OSError: As the system says.
+        """
+        self._store.namespace.require_writable()
+        check_ref_name(name)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_delete_ref, self._store.tree.root, name)
+
+    async def open(self, name: str) -> SnapshotTree:
+        """A snapshot, for reading (in workers).
+
+        Raises:
+          AbsentError: There is none of that name.
+          CorruptError, BlobMissingError, OSError: Its ref or root cannot be read.
+        """
+
+        def opened() -> SnapshotTree:
+            try:
+                ref = read_ref(self._store.tree.root, name)
+            except BlobMissingError as exc:
+                raise AbsentError(str(exc)) from None
+            return SnapshotTree(self._store.tree, ref.root)
+
+        check_ref_name(name)
+        return await trio.to_thread.run_sync(opened)
+
+    async def prune(self) -> Sequence[str]:
+        """Delete the automatic snapshots that the store's policy does not keep; returns their names.
+
+        Raises: As `delete`.
+        """
+        refs, _ = await trio.to_thread.run_sync(read_refs, self._store.tree.root)
+        automatic = [ref for ref in refs if ref.name.startswith(AUTOMATIC)]
+        times = superfluous((ref.time_ns for ref in automatic), self._store.config.snapshots)
+        gone = [ref.name for ref in automatic if ref.time_ns in times]
+        for name in gone:
+            await self.delete(name)
+        return gone
+
+    # --- by themselves ---
+
+    async def keep(self, interval_s: float = INTERVAL_S) -> None:
+        """Take an automatic snapshot every `interval_s` if something changed, and prune them, until cancelled."""
+        wait_s = await self._due_in(interval_s)
+        while True:
+            await trio.sleep(wait_s)
+            done = await self.take_last()
+            wait_s = interval_s if done else min(interval_s, _RETRY_S)
+
+    async def take_last(self) -> bool:
+        """Take an automatic snapshot if something changed, and prune; whether that went well. Never raises but
+        for cancellation: why it did not is logged."""
+        try:
+            if await self.take_automatic() is not None:
+                await self.prune()
+        except (MountstoreError, OSError) as exc:
+            log.error("no snapshot could be taken: %s", exc)
+            return False
+        return True
+
+    async def _due_in(self, interval_s: float) -> float:
+        try:
+            refs, _ = await trio.to_thread.run_sync(read_refs, self._store.tree.root)
+        except OSError:
+            return interval_s
+        last_ns = max((ref.time_ns for ref in refs if ref.name.startswith(AUTOMATIC)), default=0)
+        passed_s = (time.time_ns() - last_ns) / 1e9
+        return interval_s if passed_s < 0 or not last_ns else max(0.0, interval_s - passed_s)
+
+
+def list_snapshots(store: Store) -> list[SnapshotInfo]:
+    """As `Snapshots.list`; blocks."""
+    refs, bad = read_refs(store.tree.root)
+    found: list[SnapshotInfo] = []
+    for ref in refs:
+        try:
+            root = SnapshotTree(store.tree, ref.root).root
+        except (CorruptError, BlobMissingError, OSError) as exc:
+            found.append(SnapshotInfo(ref.name, ref.time_ns, ref.root, flaw=str(exc)))
+        else:
+            found.append(SnapshotInfo(ref.name, ref.time_ns, ref.root, root.inode_count, root.bytes))
+    found += [SnapshotInfo(name, 0, Digest.of(b""), flaw=error) for name, error in bad]
+    return found
+
+
+def _stretch(
+    steps: Generator[None, None, tuple[Digest, Root]],
+) -> tuple[Digest, Root] | None:
+    """Go on for a while; what the generator returns at its end."""
+    end = time.monotonic() + _STRETCH_S
+    try:
+        while time.monotonic() < end:
+            next(steps)
+    except StopIteration as stop:
+        result: tuple[Digest, Root] = stop.value
+        return result
+    return None
+
+
+def _free_name(prefix: str, time_ns: int, taken: set[str]) -> str:
+    stem = prefix + datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def _delete_ref(blobs: str, name: str) -> None:
+    directory = os.path.join(blobs, REFS_NAME)
+    try:
+        os.unlink(os.path.join(directory, name))
+    except FileNotFoundError:
+        raise AbsentError(f"there is no snapshot {name}") from None
+    # Or it would be back after power loss, when its blobs may be gone.
+    fsync_path(directory, os.O_DIRECTORY)
