@@ -72,6 +72,20 @@ class Listed(NamedTuple):
     sha256: bytes
     size_bytes: int | None
 
+    @property
+    def digest(self) -> Digest | None:
+        return None if self.size_bytes is None else Digest(self.sha256, self.size_bytes)
+
+    @property
+    def name(self) -> str:
+        return self.sha256.hex() if self.digest is None else self.digest.name
+
+    def means(self, other: Listed) -> bool:
+        """Whether both may stand for the same blob."""
+        return self.sha256 == other.sha256 and (
+            self.size_bytes == other.size_bytes or None in (self.size_bytes, other.size_bytes)
+        )
+
 
 def read_lists(files: Iterable[str], directory: str) -> list[Listed]:
     """Every line of the given files and of all files in a directory, which need not exist.
@@ -95,11 +109,11 @@ def read_lists(files: Iterable[str], directory: str) -> list[Listed]:
             for number, line in enumerate(lines, 1):
                 text = line.strip()
                 if text and not text.startswith("#"):
-                    listed.append(_listed(text, f"{path}:{number}"))
+                    listed.append(parse_listed(text, f"{path}:{number}"))
     return listed
 
 
-def _listed(text: str, where: str) -> Listed:
+def parse_listed(text: str, where: str) -> Listed:
     name = text.rpartition("/")[2]
     try:
         if len(name) == _HASH_CHARACTERS and name == name.lower():
@@ -118,6 +132,8 @@ def hashes_below(tree: BalancedTree, digest: Digest) -> list[bytes]:
     waiting = [digest]
     try:
         while waiting:
+            if len(waiting) == 1 and not _is_manifest(tree, waiting[0]):
+                break
             data = b"".join(read_blob(tree, part, None) for part in waiting)
             if not data.startswith(MAGIC):
                 break
@@ -128,3 +144,15 @@ def hashes_below(tree: BalancedTree, digest: Digest) -> list[bytes]:
     except (BlobMissingError, CorruptError):
         pass
     return found
+
+
+def _is_manifest(tree: BalancedTree, digest: Digest) -> bool:
+    """Whether a blob begins like a manifest: whoever keeps a large blob need not read all of it.
+
+    Raises: BlobMissingError, CorruptError
+    """
+    fd = tree.open(digest)
+    try:
+        return os.pread(fd, len(MAGIC), 0) == MAGIC
+    finally:
+        os.close(fd)

@@ -1,0 +1,375 @@
+"""Pins: lists of blobs that something outside of the store needs, in `STORE/pins/`, read by every collection.
+
+1. A list is replaced whole, and only by one that can be understood: any other would stop every collection.
+2. When a list is saved, what it pins is safe from a collection that is running, too: the list is in place first,
+   and then every blob is asked for (`BalancedTree.want`). A collection that began before that keeps the blob, or
+   has moved it to the trash already, from where it is brought back; one that begins later reads the list.
+3. A pinned blob need not be there (yet).
+
+`PinList` is a list that somebody has open; all who have the same one open share it, and the last to close saves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+import trio
+
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.flush import fsync_path
+from mountstore.care.gc import untrash
+from mountstore.care.roots import Listed, hashes_below, parse_listed
+from mountstore.errors import (
+    AbsentError,
+    BlobMissingError,
+    BusyError,
+    ExistsError,
+    MisuseError,
+    NameTooLongError,
+    TooLargeError,
+)
+from mountstore.namespace.blob_sizes import find_digests
+from mountstore.store import Store
+
+__all__ = ["LIST_MAX_BYTES", "PinList", "Pins", "Saved"]
+
+log = logging.getLogger(__name__)
+
+LIST_MAX_BYTES: Final = 128 << 20
+"""Some 1.5 million blobs. Split a longer list."""
+
+_NAME_MAX: Final = 255
+
+
+class Saved(NamedTuple):
+    """What became of a list."""
+
+    pinned: int
+    """Lines that name a blob."""
+    returned: int
+    """Blobs that were brought back from the trash."""
+    missing: list[str]
+    """Those that are neither in the tree nor in the trash."""
+
+
+class Pins:
+    """The lists of one store; belongs to the thread that owns it, and blocks in workers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: dict[bytes, PinList] = {}
+        self._saving = trio.Lock()
+
+    def _path(self, name: bytes) -> bytes:
+        if not name or b"/" in name or name in (b".", b".."):
+            raise MisuseError(f"{name!r} is no name for a list")
+        if len(name) > _NAME_MAX:
+            raise NameTooLongError(f"a name of {len(name)} bytes")
+        return os.path.join(os.fsencode(self._store.pins), name)
+
+    # --- looking ---
+
+    def names(self) -> list[bytes]:
+        try:
+            with os.scandir(os.fsencode(self._store.pins)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+    def status(self, name: bytes) -> os.stat_result | None:
+        """Of a list as it was saved; None if there is none."""
+        try:
+            return os.stat(self._path(name), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: bytes) -> bytes:
+        """A list as it was saved. Raises: AbsentError."""
+        try:
+            with open(self._path(name), "rb") as file:
+                return file.read(LIST_MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise AbsentError(f"there is no list {os.fsdecode(name)}") from None
+
+    def opened(self, name: bytes) -> PinList | None:
+        """The list of that name, if somebody has it open for writing."""
+        return self._open.get(name)
+
+    # --- writing ---
+
+    def create(self, name: bytes) -> None:
+        """An empty list. Raises: ExistsError."""
+        self._store.namespace.require_writable()
+        os.makedirs(self._store.pins, exist_ok=True)
+        try:
+            os.close(os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            raise ExistsError(os.fsdecode(name)) from None
+
+    def open(self, name: bytes) -> PinList:
+        """Open a list that is there for writing; to be released. Raises: AbsentError."""
+        self._store.namespace.require_writable()
+        opened = self._open.get(name)
+        if opened is None:
+            opened = self._open[name] = PinList(self, name, self.read(name))
+        opened.users += 1
+        return opened
+
+    async def release(self, opened: PinList) -> None:
+        """Close a list; the last one saves it.
+
+        Raises: As `save`; the list in the store is then as it was.
+        """
+        try:
+            if opened.users == 1:
+                await self.keep(opened)
+        finally:
+            opened.users -= 1
+            if opened.users == 0 and self._open.get(opened.name) is opened:
+                del self._open[opened.name]
+
+    async def keep(self, opened: PinList) -> None:
+        """Save an open list, if it was changed. Raises: As `save`."""
+        if opened.changed and not opened.removed:
+            serial = opened.serial
+            await self.save(opened.name, bytes(opened.data))
+            if opened.serial == serial:
+                opened.changed = False
+
+    async def save(self, name: bytes, data: bytes) -> Saved:
+        """Replace a list, durably, and see to it that what it pins stays.
+
+        Raises:
+          MisuseError: A line is no blob.
+          CorruptError, OSError: Nothing was changed, or it is not known whether what is pinned will stay.
+        """
+        path = self._path(name)
+        self._store.namespace.require_writable()
+        where = os.fsdecode(name)
+        async with self._saving:
+            listed = await trio.to_thread.run_sync(_parse, data, where)
+            await trio.to_thread.run_sync(self._replace, path, data)
+            # What was just placed has no row before the next commit.
+            self._store.commits.commit()
+            saved = await self._secure(listed)
+        for digest in saved.missing[:10]:
+            log.warning("pins/%s: there is no blob %s", where, digest)
+        if len(saved.missing) > 10:
+            log.warning("pins/%s: %d more blobs are not there", where, len(saved.missing) - 10)
+        return saved
+
+    def _replace(self, path: bytes, data: bytes) -> None:
+        directory = os.path.dirname(path)
+        os.makedirs(directory, exist_ok=True)
+        # In staging, where a leftover is cleared away: every file among the pins counts.
+        fresh = os.path.join(os.fsencode(self._store.path), b"staging", b"pins-" + os.urandom(8).hex().encode())
+        try:
+            with open(fresh, "xb", opener=_private) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(fresh, path)
+        except BaseException:
+            try:
+                os.unlink(fresh)
+            except FileNotFoundError:
+                pass
+            raise
+        fsync_path(os.fsdecode(directory))
+
+    async def _secure(self, listed: list[Listed]) -> Saved:
+        """Rule 2, when the list is in place."""
+        gone = await trio.to_thread.run_sync(self._want, listed)
+        missing, returned = [], 0
+        for line in gone:
+            digest = await trio.to_thread.run_sync(self._find_in_trash, line)
+            if digest is None:
+                missing.append(line.name)
+                continue
+            try:
+                returned += len(await untrash(self._store, digest))
+            except BlobMissingError:
+                missing.append(digest.name)
+        return Saved(len(listed), returned, missing)
+
+    def _want(self, listed: list[Listed]) -> list[Listed]:
+        """Those that are not in the tree, or, as manifests, not whole."""
+        tree = self._store.tree
+        known = find_digests(
+            self._store.catalog.path, (line.sha256 for line in listed if line.size_bytes is None)
+        )
+        gone = []
+        for line in listed:
+            digest = line.digest or known.get(line.sha256)
+            if digest is None or not tree.want(digest):
+                gone.append(line)
+                continue
+            below = set(hashes_below(tree, digest)) - {digest.sha256}
+            # Each has to be asked for, also after one that is gone. A piece without a record may be in the trash.
+            found = sum(tree.want(piece) for piece in find_digests(self._store.catalog.path, below).values())
+            if found < len(below):
+                gone.append(Listed(*digest))
+        return gone
+
+    def _find_in_trash(self, line: Listed) -> Digest | None:
+        if line.digest is not None:
+            return line.digest
+        return next(
+            (gone.digest for gone in self._store.trash.walk() if gone.digest.sha256 == line.sha256), None
+        )
+
+    def remove(self, name: bytes) -> None:
+        """Remove a list; what it pinned may go at the next collection. Raises: AbsentError."""
+        self._store.namespace.require_writable()
+        try:
+            os.unlink(self._path(name))
+        except FileNotFoundError:
+            raise AbsentError(f"there is no list {os.fsdecode(name)}") from None
+        opened = self._open.pop(name, None)
+        if opened is not None:
+            opened.removed = True
+
+    async def rename(self, name: bytes, new_name: bytes, *, noreplace: bool = False) -> None:
+        """Rename a list, saved first if it is open.
+
+        Raises: AbsentError, ExistsError; MisuseError if the list cannot be understood.
+        """
+        self._store.namespace.require_writable()
+        path, new_path = self._path(name), self._path(new_name)
+        opened = self._open.get(name)
+        if opened is not None:
+            await self.keep(opened)
+        async with self._saving:
+            if noreplace and os.path.lexists(new_path):
+                raise ExistsError(os.fsdecode(new_name))
+            try:
+                os.rename(path, new_path)
+            except FileNotFoundError:
+                raise AbsentError(f"there is no list {os.fsdecode(name)}") from None
+            replaced = self._open.pop(new_name, None) if name != new_name else None
+            if replaced is not None:
+                replaced.removed = True
+            opened = self._open.pop(name, None)
+            if opened is not None:
+                opened.name = new_name
+                self._open[new_name] = opened
+        await trio.to_thread.run_sync(fsync_path, self._store.pins)
+
+    # --- single blobs ---
+
+    async def add(self, name: bytes, digests: Iterable[str]) -> Saved:
+        """Add blobs, in any notation of a list, to a list, which is made if need be.
+
+        Raises: BusyError if somebody has it open for writing; as `save`.
+        """
+        self._require_closed(name)
+        try:
+            data = self.read(name)
+        except AbsentError:
+            data = b""
+        known = set(_lines(data))
+        wanted = list(dict.fromkeys(digests))
+        fresh = [line for line in wanted if line.encode() not in known]
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        saved = await self.save(name, data + b"".join(line.encode() + b"\n" for line in fresh))
+        return saved._replace(pinned=len(fresh))
+
+    async def discard(self, name: bytes, digest: Listed) -> int:
+        """Take a blob off a list; a list that is empty then goes. Returns how many lines named it.
+
+        Raises: AbsentError if there is no such list; BusyError as `add`.
+        """
+        self._require_closed(name)
+        kept, gone = [], 0
+        for line in self.read(name).splitlines(keepends=True):
+            listed = _parse_line(line, "")
+            if listed is not None and listed.means(digest):
+                gone += 1
+            else:
+                kept.append(line)
+        if gone and not any(line.strip() for line in kept):
+            self.remove(name)
+        elif gone:
+            await self.save(name, b"".join(kept))
+        return gone
+
+    def _require_closed(self, name: bytes) -> None:
+        if name in self._open:
+            raise BusyError(f"pins/{os.fsdecode(name)} is being written by somebody else")
+
+
+class PinList:
+    """A list that is open for writing."""
+
+    def __init__(self, pins: Pins, name: bytes, data: bytes) -> None:
+        self._pins = pins
+        self.name = name
+        self.data = bytearray(data)
+        self.users = 0
+        self.changed = False
+        self.removed = False
+        self.serial = 0
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write, unless that completes a line which is no blob.
+
+        Raises: MisuseError, TooLargeError; nothing was written.
+        """
+        end = offset + len(data)
+        if end > LIST_MAX_BYTES:
+            raise TooLargeError(f"a list of pins has at most {LIST_MAX_BYTES} bytes")
+        if self.removed:
+            raise AbsentError(f"the list {os.fsdecode(self.name)} was removed")
+        begin = self.data.rfind(b"\n", 0, offset) + 1 if offset <= len(self.data) else offset
+        text = bytes(self.data[begin:offset]) + data
+        whole = text[: text.rfind(b"\n") + 1]
+        _parse(whole, os.fsdecode(self.name))
+        if offset > len(self.data):
+            self.data += bytes(offset - len(self.data))
+        self.data[offset:end] = data
+        self._changed()
+
+    def truncate(self, size_bytes: int) -> None:
+        """Cut it, or lengthen it with zeros, which have to be overwritten before it is saved."""
+        if size_bytes > LIST_MAX_BYTES:
+            raise TooLargeError(f"a list of pins has at most {LIST_MAX_BYTES} bytes")
+        if size_bytes != len(self.data):
+            del self.data[size_bytes:]
+            self.data += bytes(size_bytes - len(self.data))
+            self._changed()
+
+    def _changed(self) -> None:
+        self.changed = True
+        self.serial += 1
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    for line in data.split(b"\n"):
+        yield line.strip()
+
+
+def _parse(data: bytes, where: str) -> list[Listed]:
+    """The blobs of a list. Raises: MisuseError for a line that is none."""
+    listed = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        blob = _parse_line(line, f"pins/{where}: line {number}")
+        if blob is not None:
+            listed.append(blob)
+    return listed
+
+
+def _parse_line(line: bytes, where: str) -> Listed | None:
+    text = line.decode("utf-8", "surrogateescape").strip()
+    if not text or text.startswith("#"):
+        return None
+    return parse_listed(text, where)
+
+
+def _private(path: str | bytes, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
