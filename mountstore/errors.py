@@ -87,6 +87,10 @@ class CancelledError(MountstoreError):
     """The caller asked for long work to be given up; what it did so far harms nothing."""
 
 
+class ImageError(MountstoreError):
+    """A file is not an image that can be resized: of an unknown format, damaged, or hostile."""
+
+
 # --- the state of the store ---
 
 
