@@ -86,6 +86,31 @@ def repair_store(
         return Repair(before or report, tuple(made), tuple(failed), examination.check_only())
 
 
+def mend_new_catalog(premises: Premises) -> tuple[str, ...]:
+    """Mend a catalog that was just made from an incomplete snapshot and is not in place yet: names that stand for
+    nothing, inodes without a name, counts. Files whose content is missing are kept as they are.
+
+    Args:
+      premises: Locked by the caller; `catalog` is the path of the new one.
+
+    Returns: What was done.
+
+    Raises:
+      CorruptError, NoSpaceError: It could not be changed.
+    """
+    examination = Examination(premises)
+    opened = examination.open_catalog(writable=True)
+    if isinstance(opened, Report):
+        raise CorruptError(f"{premises.catalog}: {opened.findings[0].what}")
+    with opened as audit:
+        made = _mend_catalog(audit, examination, examination.check(audit), False, lambda words: None)
+        return tuple(
+            f"{finding.what}: {finding.change.words}"
+            for finding in made
+            if finding.change is not None and finding.change.catalog is not None
+        )
+
+
 def _mend_catalog(
     audit: Audit,
     examination: Examination,

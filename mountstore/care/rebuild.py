@@ -1,0 +1,389 @@
+"""A store brought back from its blobs alone: a new catalog from the newest snapshot that is complete.
+
+  1. One pass over the tree: which blobs are there, with their sizes (with `full`, with their bytes).
+  2. The refs, newest first: everything a snapshot consists of is read and verified by SHA-256, and every content
+     looked for. The first one that lacks nothing is taken.
+  3. Its records are loaded into a new database beside. Checksums of contents come with the records, so the first
+     read of each content verifies it.
+  4. The new database is flushed, then put in place. One that was there is moved to `bad/`, never deleted.
+
+An interruption leaves the store as it was, or, between the two renames of 4, without a catalog; then it is made
+again. What a partial recovery leaves hanging is mended in the new database, before it is put in place, as
+fsck.cas mends it.
+
+Blocks; any thread. Nothing here reads what the old catalog says.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mountstore.blobs.content import Content, ContentKind
+from mountstore.blobs.digest import checksum
+from mountstore.blobs.flush import fsync_path, syncfs
+from mountstore.blobs.refs import REFS_NAME, read_refs
+from mountstore.blobs.tree import BalancedTree
+from mountstore.care.inspection import Candidate, Inspection, Progress, Survey, pieces_of
+from mountstore.care.premises import Premises
+from mountstore.care.presence import Presence
+from mountstore.care.repair import mend_new_catalog
+from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.errors import StoreError
+from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
+from mountstore.namespace.pages import UNREADABLE, Root
+from mountstore.namespace.rebuilding import CatalogBuilder, remove_catalog
+from mountstore.namespace.stale import BASE_KEY
+from mountstore.store import (
+    BLOBS_NAME,
+    CATALOG_NAME,
+    CONFIG_NAME,
+    LOCK_NAME,
+    STAGING_NAME,
+    StoreConfig,
+    StoreLock,
+    parse_config,
+    read_config,
+    write_config,
+)
+
+NUMBERS_SKIPPED: Final = 1 << 26
+"""Numbers of inodes that may have been given out since the snapshot: none must be given twice (NFS handles)."""
+
+_BUILT = CATALOG_NAME + ".new"
+_BAD = "bad"
+_CATALOG_FILES: Final = (CATALOG_NAME, CATALOG_NAME + "-wal", CATALOG_NAME + "-shm")
+_OURS: Final = frozenset(
+    (LOCK_NAME, STAGING_NAME, "lost+found", CONFIG_NAME + ".new", *(_BUILT + end for end in ("", "-wal", "-shm")))
+)
+"""What may lie beside `blobs` in a directory of which a store is to be made again."""
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What became of a store."""
+
+    path: str
+    survey: Survey
+    taken: Candidate
+    """The snapshot from which the catalog was made."""
+    root: Root
+    inodes: int
+    names: int
+    versions: int
+    aside: str | None
+    """Where the old catalog is."""
+    mended: tuple[str, ...]
+    """Partial recovery: what was done about names and inodes that were left hanging."""
+    made_settings: bool
+    """`store.toml` was made again."""
+    elapsed_s: float
+
+
+def can_rebuild(path: str) -> bool:
+    """Whether the directory has no catalog and snapshots to make one from: of a store, or nothing but blobs.
+
+    Raises: OSError
+    """
+    try:
+        found = set(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if CATALOG_NAME in found or BLOBS_NAME not in found:
+        return False
+    if CONFIG_NAME not in found and found - {BLOBS_NAME} - _OURS:
+        return False
+    return has_refs(os.path.join(path, BLOBS_NAME))
+
+
+def has_refs(blobs: str) -> bool:
+    """Whether there are files in `refs/`, of whatever kind."""
+    try:
+        return any(not name.startswith(".") for name in os.listdir(os.path.join(blobs, REFS_NAME)))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def survey_snapshots(
+    path: str, *, snapshot: str | None = None, full: bool = False, progress: Progress | None = None
+) -> Survey:
+    """What a rebuild of the store at `path` would find; changes nothing.
+
+    Args: as `rebuild_store`.
+
+    Raises:
+      StoreError: There are no blobs, no such snapshot, or snapshots of several stores.
+      OSError: The directory cannot be read.
+    """
+    return _Rebuild(path, snapshot, full, progress).survey()
+
+
+def rebuild_store(
+    path: str,
+    *,
+    snapshot: str | None = None,
+    partial: bool = False,
+    full: bool = False,
+    progress: Progress | None = None,
+    on_step: Callable[[str], None] = lambda words: None,
+) -> Rebuilt:
+    """Make a new catalog for the store at `path`, and `store.toml` if it is not there.
+
+    Args:
+      snapshot: Its name; default: the newest that is complete.
+      partial: If none is complete, recover what is there of the newest that can be read at all (or of `snapshot`).
+        Files whose content is missing are there, with all their attributes; reading them fails until it is back.
+      full: Read every blob, and count as missing what has not the digest of its name.
+      progress: From the calling thread, every few thousand.
+      on_step: Told what is done before each step that changes something; if it raises, the rebuild ends there.
+
+    Raises:
+      StoreError: There are no blobs, no such snapshot, snapshots of several stores, or none that is complete.
+      BusyError: Somebody has the store open for writing.
+      CorruptError: The snapshot contradicts itself.
+      NoSpaceError, OSError: The catalog could not be written; the store is as it was.
+    """
+    rebuild = _Rebuild(path, snapshot, full, progress)
+    lock = StoreLock(rebuild.path)
+    try:
+        return rebuild.run(partial=partial, on_step=on_step)
+    finally:
+        lock.release()
+
+
+class _Rebuild:
+    def __init__(self, path: str, snapshot: str | None, full: bool, progress: Progress | None) -> None:
+        self.path = os.path.abspath(path)
+        self._blobs = os.path.join(self.path, BLOBS_NAME)
+        if not os.path.isdir(self._blobs):
+            raise StoreError(f"{self._blobs}: there are no blobs to make a catalog from")
+        self._snapshot = snapshot
+        self._full = full
+        self._progress = progress or (lambda words, number: None)
+        self._tree = BalancedTree(self._blobs, staging=os.path.join(self.path, STAGING_NAME))
+        self._refs, self._bad_refs = read_refs(self._blobs)
+        self._check_refs()
+
+    def _check_refs(self) -> None:
+        """Choose among the refs by name and store."""
+        if self._snapshot is not None:
+            self._refs = [ref for ref in self._refs if ref.name == self._snapshot]
+            bad = next((bad.error for bad in self._bad_refs if bad.name == self._snapshot), None)
+            if not self._refs:
+                raise StoreError(f"{self._blobs}: {bad or f'there is no snapshot {self._snapshot}'}")
+        if not self._refs:
+            raise StoreError(
+                f"{self._blobs}: there is no snapshot that can be read, so nothing says which blobs are what"
+            )
+        try:
+            uuid = read_config(self.path).uuid
+        except (StoreError, OSError):
+            uuids = {ref.uuid for ref in self._refs}
+            if len(uuids) == 1:
+                return
+            names = ", ".join(f"{ref.name} of {ref.uuid}" for ref in self._refs[:4])
+            raise StoreError(
+                f"{self._blobs}: has snapshots of {len(uuids)} stores ({names} ...);"
+                " say which one (--snapshot NAME)"
+            ) from None
+        if self._snapshot is None and any(ref.uuid == uuid for ref in self._refs):
+            self._refs = [ref for ref in self._refs if ref.uuid == uuid]
+
+    # --- looking ---
+
+    def survey(self) -> Survey:
+        presence = Presence(
+            self._tree, full=self._full, count=lambda blobs, _: self._progress("blobs looked at", blobs)
+        )
+        inspection = Inspection(self._tree, presence, self._progress)
+        candidates: list[Candidate] = []
+        for ref in self._refs:
+            candidates.append(inspection.look(ref))
+            if candidates[-1].complete:
+                break
+        return Survey(
+            presence.blobs,
+            presence.size_bytes,
+            tuple(presence.damaged),
+            tuple(self._bad_refs),
+            tuple(candidates),
+        )
+
+    def _choose(self, survey: Survey, *, partial: bool) -> tuple[Candidate, SnapshotTree]:
+        if survey.best is not None:
+            return survey.best, SnapshotTree(self._tree, survey.best.ref.root)
+        readable = 0
+        for candidate in survey.candidates:
+            try:
+                tree = SnapshotTree(self._tree, candidate.ref.root)
+            except UNREADABLE:
+                continue
+            if partial:
+                return candidate, tree
+            readable += 1
+        newest = survey.candidates[0]
+        example = f", such as {newest.flaws[0].what}" if newest.flaws else ""
+        advice = (
+            "bring the missing blobs back, or recover what is there with fsck.cas --rebuild --partial"
+            if readable
+            else "and the root of none can be read; bring the missing blobs back"
+        )
+        raise StoreError(
+            f"{self._blobs}: no snapshot is complete; the newest, {newest.ref.name}, lacks"
+            f" {newest.flaw_count} things{example}; {advice}"
+        )
+
+    # --- making ---
+
+    def run(self, *, partial: bool, on_step: Callable[[str], None]) -> Rebuilt:
+        started = time.monotonic()
+        survey = self.survey()
+        taken, tree = self._choose(survey, partial=partial)
+        root = tree.root
+        settings = self._settings(root)
+        built = os.path.join(self.path, _BUILT)
+        on_step("load the snapshot")
+        loader = _Loader(self._tree, taken, built, self._progress)
+        try:
+            loader.load(self._numbers(root))
+            mended: tuple[str, ...] = ()
+            if settings is not None:
+                on_step("write store.toml")
+                write_config(self.path, settings)
+            if not taken.complete:
+                on_step("mend what hangs")
+                premises = Premises(self.path)
+                premises.catalog = built
+                mended = mend_new_catalog(premises)
+            on_step("flush to disk")
+            syncfs(self.path)
+            aside = self._put_in_place(built, on_step)
+        except BaseException:
+            remove_catalog(built)
+            raise
+        return Rebuilt(
+            path=self.path,
+            survey=survey,
+            taken=taken,
+            root=root,
+            inodes=loader.inodes,
+            names=loader.names,
+            versions=loader.versions,
+            aside=aside,
+            mended=mended,
+            made_settings=settings is not None,
+            elapsed_s=time.monotonic() - started,
+        )
+
+    def _settings(self, root: Root) -> str | None:
+        """What `store.toml` has to say, if there is none; one that cannot be read is the owner's to mend."""
+        if os.path.lexists(os.path.join(self.path, CONFIG_NAME)):
+            read_config(self.path)
+            return None
+        config: StoreConfig = parse_config(root.settings, f"the settings in snapshot {root.name}")
+        if config.uuid != root.uuid:
+            raise StoreError(f"{self.path}: snapshot {root.name} has settings of another store, {config.uuid}")
+        return root.settings
+
+    def _numbers(self, root: Root) -> dict[str, int]:
+        """Counters that are beyond every number that any snapshot shows."""
+        next_inode, next_cookie = max(root.next_inode, ROOT + 1), max(root.next_cookie, FIRST_COOKIE)
+        for ref in self._refs:
+            try:
+                other = SnapshotTree(self._tree, ref.root).root
+            except UNREADABLE:
+                continue
+            next_inode, next_cookie = max(next_inode, other.next_inode), max(next_cookie, other.next_cookie)
+        return {"next_inode": next_inode + NUMBERS_SKIPPED, "next_cookie": next_cookie + NUMBERS_SKIPPED}
+
+    def _put_in_place(self, built: str, on_step: Callable[[str], None]) -> str | None:
+        aside: str | None = None
+        # The database first: its WAL alone means nothing, but without its WAL it would be an older state.
+        for name in _CATALOG_FILES:
+            path = os.path.join(self.path, name)
+            if not os.path.lexists(path):
+                continue
+            if aside is None:
+                aside = _fresh_directory(os.path.join(self.path, _BAD))
+            on_step(f"move {name} to {aside}")
+            os.rename(path, os.path.join(aside, name))
+        if aside is not None:
+            fsync_path(aside, os.O_DIRECTORY)
+            fsync_path(self.path, os.O_DIRECTORY)
+        on_step("put the catalog in place")
+        os.rename(built, os.path.join(self.path, CATALOG_NAME))
+        fsync_path(self.path, os.O_DIRECTORY)
+        return aside
+
+
+def _fresh_directory(parent: str) -> str:
+    os.makedirs(parent, 0o700, exist_ok=True)
+    base = path = os.path.join(parent, time.strftime("catalog-%Y-%m-%dT%H%M%SZ", time.gmtime()))
+    number = 0
+    while True:
+        try:
+            os.mkdir(path, 0o700)
+            return path
+        except FileExistsError:
+            number += 1
+            path = f"{base}.{number}"
+
+
+class _Loader:
+    """Loads one snapshot into a new catalog."""
+
+    def __init__(self, tree: BalancedTree, taken: Candidate, built: str, progress: Progress) -> None:
+        self._tree = tree
+        self._taken = taken
+        self._built = built
+        self._progress = progress
+        self.inodes = self.names = self.versions = 0
+
+    def load(self, numbers: dict[str, int]) -> None:
+        complete = self._taken.complete
+        with CatalogBuilder(self._built) as builder:
+            tree = SnapshotTree(
+                self._tree,
+                self._taken.ref.root,
+                on_read=lambda digest, data: builder.need(digest, checksum(data)),
+                on_bad=None if complete else lambda exc: None,
+            )
+            manifests: set[Content] = set()
+            for record in tree.inodes():
+                builder.add_inodes((record,))
+                if record.listing is not None:
+                    builder.add_entries(record.number, tree.names_of(record))
+                if record.kind == ContentKind.MANIFEST:
+                    manifests.add(record.content)
+                self._count(record.is_ghost)
+            for number, rows in tree.histories():
+                builder.add_history(number, rows)
+                self.versions += len(rows)
+                manifests.update(row.content for row in rows if row.kind == ContentKind.MANIFEST)
+            for content in manifests:
+                try:
+                    pieces = pieces_of(self._tree, content)
+                except UNREADABLE:
+                    if complete:
+                        raise
+                    continue
+                for digest, known_checksum in pieces:
+                    builder.need(digest, known_checksum)
+            self.names = builder.names
+            # Blobs that no snapshot taken names may be needed by what could not be read: gc leaves them alone.
+            adopted = tree.root.adopted or not complete
+            meta: dict[str, int | str] = {**numbers, "clean": 1}
+            if adopted:
+                meta["adopted"] = 1
+            if complete:
+                meta[BASE_KEY] = tree.digest.name
+            self._progress("inodes loaded", self.inodes)
+            builder.finish(meta)
+
+    def _count(self, ghost: bool) -> None:
+        if not ghost:
+            self.inodes += 1
+            if self.inodes % 4096 == 0:
+                self._progress("inodes loaded", self.inodes)
