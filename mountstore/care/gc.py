@@ -10,8 +10,11 @@ Order, and why no blob is taken that something needs
      brings them back.
   3. T: a commit; the catalog as of T is what is marked, with the contents that are in memory at T. A hard sync: no
      power loss takes the catalog back behind T.
-  4. Marking. Whatever anything refers to after T, it referred to at T, or it was added since 1: contents move
-     between names and versions, but come into being by additions only.
+  4. Marking, also from snapshots: what their refs lead to when they are listed after T, and the pages of the one
+     on which the next is built. Whatever anything refers to after T, it referred to at T, or it was added since 1:
+     contents move between names, versions and snapshots, but come into being by additions only. No snapshot is
+     being taken at T (`Store.snapshotting`): one from before, of an instant at which dropped versions were
+     there, has its ref by then; one from after has nothing but what the catalog has.
   5. Sweeping: what is not marked is moved to the trash, unless it was noted; asking that and moving are one step
      for whoever adds (`BalancedTree.retire`). The records of moved blobs are removed afterwards.
 
@@ -24,7 +27,6 @@ Whoever refers to blobs without having added them (a pin of something unused) ca
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -37,12 +39,14 @@ import trio
 
 from mountstore.blobs.content import Content, ContentKind, SealedBlob
 from mountstore.blobs.digest import Digest, checksum
+from mountstore.blobs.refs import read_refs
 from mountstore.blobs.verification import read_blob
 from mountstore.care.expiry import Expiry
 from mountstore.care.marks import Marks
 from mountstore.care.roots import Listed, await_seals, hashes_below, hashes_of, in_memory, read_lists
+from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.care.sweep import COLLECTED, STRETCH_S, Fate, Sweep, Tally
-from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseError, StoreError
+from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseError
 from mountstore.namespace.inventory import Inventory
 from mountstore.store import Store
 
@@ -93,6 +97,8 @@ class Report(msgspec.Struct, kw_only=True):
     live: Tally
     versions: Tally
     """Blobs that only old versions have."""
+    snapshots: Tally
+    """Blobs that only snapshots have, and those they consist of."""
     kept: dict[str, Tally]
     """Others that stay, by reason."""
     collected: dict[str, Tally]
@@ -142,8 +148,6 @@ async def collect(
     options = options or Options()
     if not options.dry_run:
         store.namespace.require_writable()
-    if not roots and _has_entries(os.path.join(store.tree.root, "refs")):
-        raise StoreError(f"{store.path}: there are snapshots, and nobody here who knows what they need")
     with _watched(store), _prompt_switching():
         await step("watched")
         return await _Collection(store, options, roots, step).run()
@@ -231,13 +235,6 @@ def _prompt_switching() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def _has_entries(directory: str) -> bool:
-    try:
-        return bool(os.listdir(directory))
-    except FileNotFoundError:
-        return False
-
-
 async def _in_stretches(items: Iterator[_T], work: Callable[[_T], object]) -> None:
     """Do the work for all items in workers, some time at once."""
 
@@ -261,7 +258,8 @@ class _Collection:
         self._options = options
         self._roots = roots
         self._step = step
-        self._marks = {fate: Marks() for fate in (Fate.LIVE, Fate.VERSIONS, Fate.LISTED, Fate.DROPPED)}
+        fates = (Fate.LIVE, Fate.VERSIONS, Fate.SNAPSHOTS, Fate.LISTED, Fate.DROPPED)
+        self._marks = {fate: Marks() for fate in fates}
         self._flaws: list[str] = []
         self._unreadable = 0
 
@@ -272,13 +270,13 @@ class _Collection:
         if not self._store.read_only:
             # Or all that was placed since the last one would be told to be in use.
             await self._store.commits.hard_sync()
-        inventory, contents = self._take_inventory()
+        inventory, contents = await self._take_inventory()
         try:
             kept, dropped = await self._judge(inventory)
             if not self._options.dry_run:
                 await self._drop(inventory)
                 inventory.close()
-                inventory, contents = self._take_inventory()
+                inventory, contents = await self._take_inventory()
                 # Not only for T: the cycle before it may still have to flush blobs that are not needed now.
                 await self._store.commits.hard_sync()
             await self._step("synced")
@@ -296,6 +294,7 @@ class _Collection:
             dry_run=self._options.dry_run,
             live=sweep.tallies[Fate.LIVE],
             versions=sweep.tallies[Fate.VERSIONS],
+            snapshots=sweep.tallies[Fate.SNAPSHOTS],
             kept={fate.value: sweep.tallies[fate] for fate in others},
             collected={fate.value: sweep.tallies[fate] for fate in COLLECTED},
             trash=trash,
@@ -306,11 +305,12 @@ class _Collection:
             elapsed_s=time.monotonic() - started,
         )
 
-    def _take_inventory(self) -> tuple[Inventory, set[Content]]:
-        """The catalog as of now, and what is in memory at the same moment."""
-        if not self._store.read_only:
-            self._store.commits.commit()
-        return Inventory(self._store.catalog.path), in_memory(self._store)
+    async def _take_inventory(self) -> tuple[Inventory, set[Content]]:
+        """The catalog as of a moment at which no snapshot is being taken, and what is in memory then."""
+        async with self._store.snapshotting:
+            if not self._store.read_only:
+                self._store.commits.commit()
+            return Inventory(self._store.catalog.path), in_memory(self._store)
 
     # --- versions ---
 
@@ -348,6 +348,7 @@ class _Collection:
         await self._mark_contents(iter(contents), Fate.LIVE, "a content in memory")
         await self._mark_contents(inventory.current(), Fate.LIVE, "a file")
         await self._mark_contents(inventory.superseded(), Fate.VERSIONS, "an old version")
+        await self._mark_snapshots(inventory)
         marks = self._marks[Fate.LISTED]
         for roots in self._roots:
             await _in_stretches(iter(roots()), lambda digest: marks.add(digest.sha256))
@@ -366,6 +367,54 @@ class _Collection:
                 " nothing is collected (fsck.cas tells which; --despite-damage collects all the same):"
                 f" {self._flaws[-1]}"
             )
+
+    async def _mark_snapshots(self, inventory: Inventory) -> None:
+        """Each page is walked once, in however many snapshots it is."""
+        tree = self._store.tree
+        base = inventory.snapshot_base()
+        if base is not None and not await self._mark_base(base) and not self._options.dry_run:
+            # It could lose pages that nothing else has, and so be nothing to build on.
+            self._store.catalog.forget_snapshot()
+        refs, bad = await trio.to_thread.run_sync(read_refs, tree.root)
+        for name, error in bad:
+            self._unreadable += 1
+            self._flaws.append(f"snapshot {name} cannot be read: {error}")
+        walked: set[bytes] = set()
+        manifests: set[bytes] = set()
+
+        def contents(root: Digest) -> Iterator[Content]:
+            for content in SnapshotTree(tree, root).references(walked):
+                if content.kind is not ContentKind.MANIFEST:
+                    yield content
+                elif content.digest is not None and content.digest.sha256 not in manifests:
+                    manifests.add(content.digest.sha256)
+                    yield content
+
+        for ref in refs:
+            what = f"snapshot {ref.name}"
+            try:
+                await self._mark_contents(contents(ref.root), Fate.SNAPSHOTS, f"a file in {what}")
+            except (BlobMissingError, CorruptError, OSError) as exc:
+                self._unreadable += 1
+                self._flaws.append(f"{what} cannot be read; if it is not needed, delete it: {exc}")
+                # What lies below what could not be read was not walked.
+                walked = set()
+
+    async def _mark_base(self, base: Digest) -> bool:
+        """Mark the pages on which the next snapshot is built; what they refer to is in the catalog, as far as
+        they are still right."""
+        marks = self._marks[Fate.SNAPSHOTS]
+        tree = self._store.tree
+
+        def pages() -> Iterator[Digest]:
+            yield from SnapshotTree(tree, base).pages()
+
+        try:
+            await _in_stretches(pages(), lambda page: marks.add(page.sha256))
+        except (BlobMissingError, CorruptError, OSError) as exc:
+            self._flaws.append(f"the last snapshot cannot be read, so the next one is written whole: {exc}")
+            return False
+        return True
 
     async def _mark_contents(self, contents: Iterator[Content], fate: Fate, what: str = "") -> None:
         marks = self._marks[fate]

@@ -129,10 +129,11 @@ class Snapshots:
                 raise ExistsError(f"there is a snapshot {name} already")
             await store.sealer.seal_closed()
             with store.contents.adding():
+                base = store.catalog.stale.base
                 try:
                     return await self._take_alone(name, prefix, taken_names, started, heal=False)
                 except (CorruptError, BlobMissingError) as exc:
-                    if store.catalog.stale.base is None:
+                    if base is None:
                         raise
                     log.error("the last snapshot cannot be built on, so all of the next one is written: %s", exc)
                     store.catalog.forget_snapshot()
@@ -163,6 +164,8 @@ class Snapshots:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(instant.close)
             await store.commits.hard_sync()
+            if store.catalog.stale.base != base:
+                raise CorruptError("garbage collection found that it cannot be read")
             ref = Ref(labels.name, digest, labels.uuid, time_ns)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(write_ref, store.tree.root, ref)

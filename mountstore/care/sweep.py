@@ -40,6 +40,8 @@ class Fate(StrEnum):
     LIVE = "live"
     VERSIONS = "versions"
     """Only old versions have it."""
+    SNAPSHOTS = "snapshots"
+    """Only snapshots have it, or it is a part of one."""
     LISTED = "listed"
     """In a keep list or a pin."""
     RECENT = "recent"
@@ -56,7 +58,7 @@ class Fate(StrEnum):
     """A write that was not finished."""
 
 
-STAYING: Final = (Fate.LIVE, Fate.VERSIONS, Fate.LISTED, Fate.RECENT, Fate.WANTED, Fate.ADOPTED)
+STAYING: Final = (Fate.LIVE, Fate.VERSIONS, Fate.SNAPSHOTS, Fate.LISTED, Fate.RECENT, Fate.WANTED, Fate.ADOPTED)
 COLLECTED: Final = (Fate.DROPPED, Fate.SUPERSEDED, Fate.UNRECORDED)
 
 

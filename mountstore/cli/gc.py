@@ -109,6 +109,7 @@ def _show(store: str, report: Report) -> None:
     for flaw in report.flaws:
         print(f"note: {printable(flaw)}")
     lines = [("live", report.live), ("old versions", report.versions)]
+    lines += [("snapshots", report.snapshots)] if report.snapshots.blobs else []
     lines += [(reason, tally) for reason, tally in report.kept.items() if tally.blobs]
     lines += [(f"{would}collected: {reason}", tally) for reason, tally in report.collected.items() if tally.blobs]
     lines += [("purged", report.purged)] if report.purged.blobs else []
@@ -120,14 +121,14 @@ def _show(store: str, report: Report) -> None:
     got = report.reclaimable
     print(
         f"{printable(store)}: {got.blobs} of"
-        f" {got.blobs + report.live.blobs + report.versions.blobs + _others(report)} blobs"
+        f" {got.blobs + _staying(report)} blobs"
         f" {would}collected, {_size(got.bytes)}; {report.versions_kept} old versions kept,"
         f" {sum(report.versions_dropped.values())} {would}dropped; {report.elapsed_s:.1f} s"
     )
 
 
-def _others(report: Report) -> int:
-    return sum(tally.blobs for tally in report.kept.values())
+def _staying(report: Report) -> int:
+    return sum(tally.blobs for tally in (report.live, report.versions, report.snapshots, *report.kept.values()))
 
 
 def _tally(tally: Tally) -> str:

@@ -17,8 +17,10 @@ from typing import Any, Final, NamedTuple
 
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
+from mountstore.errors import CorruptError, MisuseError
 from mountstore.namespace.catalog import _translated, connect
 from mountstore.namespace.history import FLEETING, RowKind
+from mountstore.namespace.stale import BASE_KEY
 
 _CACHE_KIB: Final = 16 * 1024
 _BATCH: Final = 500
@@ -116,6 +118,14 @@ class Inventory:
             raise _translated(self._path, exc) from exc
         finally:
             cursor.close()
+
+    def snapshot_base(self) -> Digest | None:
+        """The root of the snapshot on which the next one is built. Raises: CorruptError."""
+        row = next(self._rows("SELECT value FROM main.meta WHERE key = ?", (BASE_KEY,)), None)
+        try:
+            return None if row is None else Digest.parse(row[0])
+        except MisuseError as exc:
+            raise CorruptError(f"{self._path}: {exc}") from exc
 
     # --- names and their versions ---
 
