@@ -17,6 +17,7 @@ from mountstore.cli.casctl.arguments import (
     take_settings,
     words_of,
 )
+from mountstore.cli.casctl.backup import BACKUP
 from mountstore.cli.casctl.client import Answer, Control
 from mountstore.cli.casctl.completion import make_completion
 from mountstore.cli.casctl.exits import Exit, run_guarded
@@ -29,7 +30,7 @@ from mountstore.control.commands import REGISTRY
 
 def all_commands() -> list[AnyCommand]:
     """Those of the mount, and casctl's own; one of its own goes before one of the mount."""
-    own: list[AnyCommand] = [_HELP]
+    own: list[AnyCommand] = [_HELP, BACKUP]
     names = {command.name for command in own}
     commands = [*own, *(command for command in REGISTRY if command.name not in names)]
     return [*commands, make_completion(commands)]

@@ -33,8 +33,12 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._end()
+
+    def rename(self, title: str) -> None:
+        """Something else is being done from now on."""
+        self._title = title
+        self._end()
 
     def tell(self, done: int, total: int | None, unit: str) -> None:
         """`total` is None as long as nobody knows."""
@@ -44,6 +48,11 @@ class ProgressBar:
             self._begin(unit)
         assert self._bar is not None
         self._bar.update(self._task, completed=done, total=total)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def _begin(self, unit: str) -> None:
         # Imported here: half of what a quick command takes.
@@ -62,8 +71,7 @@ class ProgressBar:
             TransferSpeedColumn,
         )
 
-        if self._bar is not None:
-            self._bar.stop()
+        self._end()
         amounts: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
         if unit in _BYTES:
             amounts = [DownloadColumn(binary_units=True), TransferSpeedColumn()]

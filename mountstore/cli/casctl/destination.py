@@ -1,0 +1,119 @@
+"""Where a backup goes: a directory here, or one on another machine, reached over ssh."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mountstore.cli.casctl.exits import Exit, Failure
+from mountstore.cli.exits import printable
+
+DEFAULT_SHELL = ("ssh", "-o", "BatchMode=yes")
+
+MARKS_OF_A_STORE = ("catalog.db", "store.toml")
+"""Who has one of these beside its blobs is a store at work, not a backup."""
+
+
+STAGING = ".staging"
+"""Where files lie at the destination, in `blobs`, until they are whole."""
+
+# Only the last directory is made: if the one above is missing, a disk is not mounted.
+_PREPARE = """
+[ -d "$1" ] || mkdir -- "$1" || exit
+cd -- "$1" && staging=$2 && shift 2 || exit
+for mark; do
+    [ ! -e "$mark" ] && continue
+    echo "is a store itself (it has $mark), so it is no place for a backup" >&2
+    exit 1
+done
+mkdir -p "blobs/$staging" blobs/refs && rm -f "blobs/$staging/".*_*.??????
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A directory that has, or gets, a directory `blobs`."""
+
+    path: str
+    host: str | None = None
+    """As ssh takes it, perhaps with a user."""
+    shell: tuple[str, ...] = DEFAULT_SHELL
+    """The program that reaches the host, with its arguments."""
+
+    @classmethod
+    def parse(cls, text: str, shell: str | None) -> Destination:
+        """Raises: Failure"""
+        head, colon, tail = text.partition(":")
+        if not colon or "/" in head:
+            return cls(os.path.realpath(text))
+        if tail.startswith(":") or head == "rsync":
+            raise Failure(
+                Exit.USAGE,
+                f"{printable(text)}: an rsync daemon cannot be asked what it stored; give a directory or"
+                " HOST:DIRECTORY",
+            )
+        if head.startswith("-") or not head:
+            raise Failure(Exit.USAGE, f"{printable(text)}: names no host")
+        words = tuple(shlex.split(shell)) if shell else DEFAULT_SHELL
+        return cls(tail.rstrip("/") or ("/" if tail else "."), head, words)
+
+    def __str__(self) -> str:
+        return printable(self.path if self.host is None else f"{self.host}:{self.path}")
+
+    def rsync_path(self, *below: str) -> str:
+        """How rsync is told of what lies below, a directory's content."""
+        path = "/".join((self.path.rstrip("/"), *below)) + "/"
+        if self.host is None:
+            return path
+        # Else a relative path that begins with a dash would be an option, and a colon another host.
+        return f"{self.host}:{path if path.startswith('/') else './' + path}"
+
+    @property
+    def rsync_options(self) -> list[str]:
+        """rsync keeps a remote shell from taking the path apart with -s."""
+        return [] if self.host is None else ["-s", "-e", shlex.join(self.shell)]
+
+    def command(self, script: str, *arguments: str) -> list[str]:
+        """A shell script as a command that runs it where the destination is, with `arguments` as $1, $2, …"""
+        words = ["sh", "-c", script, "sh", *arguments]
+        if self.host is None:
+            return words
+        return [*self.shell, self.host, "--", shlex.join(words)]
+
+    def run(self, script: str, *arguments: str, given: Iterable[str] = ()) -> str:
+        """Run a shell script there and return what it printed.
+
+        Raises: Failure if it does not end well.
+        """
+        done = subprocess.run(
+            self.command(script, *arguments),
+            input="".join(f"{line}\n" for line in given),
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Failure(Exit.FAILED, f"{self}: {last_line(done.stderr) or f'code {done.returncode}'}")
+        return done.stdout
+
+    def prepare(self) -> None:
+        """Make the directories that are missing, and clear what an interrupted copy left. Raises: Failure"""
+        self.run(_PREPARE, self.path, STAGING, *MARKS_OF_A_STORE)
+
+    def sync(self) -> None:
+        """Return when what was copied survives a power loss there. Raises: Failure"""
+        self.run('cd -- "$1" && sync -f .', self.path)
+
+    def finish(self) -> None:
+        """As `sync`, when nothing more will be copied. Raises: Failure"""
+        self.run('cd -- "$1" && rmdir "blobs/$2" && sync -f .', self.path, STAGING)
+
+
+def last_line(text: str) -> str:
+    """What a program said last, which is mostly why it failed."""
+    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(lines[-1]) if lines else ""
