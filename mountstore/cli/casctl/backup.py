@@ -180,8 +180,8 @@ class Backup:
         if not refs:
             raise Failure(
                 Exit.FAILED,
-                f"{printable(source.store)}: there is no snapshot, so nothing could be had back from a copy; mount the"
-                " store and take one (casctl snapshot)",
+                f"{printable(source.store)}: there is no snapshot, so nothing could be had back from a copy; mount"
+                " the store and take one (casctl snapshot)",
             )
         if self._mirror:
             # Refs first, or one of them might lack a blob for a while.
