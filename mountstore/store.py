@@ -28,6 +28,7 @@ import trio
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import fsync_path, syncfs
+from mountstore.blobs.refs import has_refs
 from mountstore.blobs.trash import Trash
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import BusyError, ExistsError, StoreError
@@ -101,7 +102,8 @@ def create_store(
 ) -> StoreConfig:
     """Make a store in an absent or empty directory.
 
-    A directory that holds nothing but `blobs/` is made a store too: the blobs are adopted as they are.
+    A directory that holds nothing but `blobs/` is made a store too: the blobs are adopted as they are. With
+    snapshots among them it was a store, and `mountstore.care.rebuild` makes it one again.
 
     Args:
       dir_limit: Most entries of a directory in the balanced tree.
@@ -134,7 +136,13 @@ def create_store(
             f"{path}: is neither a store nor empty (found {sorted(found)[0]!r});"
             " give an empty or absent directory"
         )
-    adopted = BLOBS_NAME in found and bool(os.listdir(os.path.join(path, BLOBS_NAME)))
+    blobs = os.path.join(path, BLOBS_NAME)
+    adopted = BLOBS_NAME in found and bool(os.listdir(blobs))
+    if adopted and has_refs(blobs):
+        raise StoreError(
+            f"{blobs}: has snapshots, so an empty store is not made of it; mount {path}, or use"
+            " fsck.cas --rebuild, to have back what they show"
+        )
     BalancedTree(os.path.join(path, BLOBS_NAME), dir_limit=dir_limit)
     os.makedirs(os.path.join(path, STAGING_NAME), exist_ok=True)
     catalog = Catalog(os.path.join(path, CATALOG_NAME))

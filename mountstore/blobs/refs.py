@@ -129,6 +129,14 @@ def read_refs(blobs: str) -> tuple[list[Ref], list[BadRef]]:
     return refs, bad
 
 
+def has_refs(blobs: str) -> bool:
+    """Whether there are refs beside the tree in `blobs`, or files that should be some. Raises: OSError"""
+    try:
+        return any(not name.startswith(".") for name in os.listdir(os.path.join(blobs, REFS_NAME)))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def write_ref(blobs: str, ref: Ref) -> None:
     """Put a ref in place, in one step, replacing one of that name; it survives power loss. Blocks.
 

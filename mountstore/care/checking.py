@@ -33,8 +33,7 @@ from mountstore.care.rehash import Progress, add_damaged, rehash_some, rehash_tr
 from mountstore.care.survey import survey_tree
 from mountstore.errors import CorruptError
 from mountstore.namespace.audit import Audit
-
-REBUILD_HINT = "making a new one from the blobs (fsck.cas --rebuild) will be the way; this release cannot yet"
+from mountstore.namespace.catalog import REBUILD_HINT
 
 Reporter = Callable[[Progress], None]
 
@@ -222,7 +221,9 @@ def _noted(finding: Finding) -> NotedFinding:
 
 
 def _catalog_damaged(findings: Findings, flaw: str) -> Findings:
-    findings.add(Kind.CATALOG_DAMAGED, f"{flaw}; {REBUILD_HINT}")
+    findings.add(
+        Kind.CATALOG_DAMAGED, flaw if flaw.endswith(REBUILD_HINT) else f"{flaw}; {REBUILD_HINT}"
+    )
     return findings
 
 

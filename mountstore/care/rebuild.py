@@ -25,7 +25,7 @@ from typing import Final
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import checksum
 from mountstore.blobs.flush import fsync_path, syncfs
-from mountstore.blobs.refs import REFS_NAME, read_refs
+from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.inspection import Candidate, Inspection, Progress, Survey, pieces_of
 from mountstore.care.premises import Premises
@@ -96,14 +96,6 @@ def can_rebuild(path: str) -> bool:
     if CONFIG_NAME not in found and found - {BLOBS_NAME} - _OURS:
         return False
     return has_refs(os.path.join(path, BLOBS_NAME))
-
-
-def has_refs(blobs: str) -> bool:
-    """Whether there are files in `refs/`, of whatever kind."""
-    try:
-        return any(not name.startswith(".") for name in os.listdir(os.path.join(blobs, REFS_NAME)))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def survey_snapshots(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from mountstore.cli.exits import Exit, Failure, printable, run_guarded
 from mountstore.cli.options import DIR_LIMIT_MAX, DIR_LIMIT_MIN, Parser
-from mountstore.cli.stores import is_vacant
+from mountstore.cli.stores import is_vacant, told_of
 
 PROGRAM = "mkfs.cas"
 
@@ -17,7 +17,8 @@ USAGE = "mkfs.cas [--dir-limit N] [--piece-max SIZE] [-n] [-q] STORE"
 
 EPILOG = """\
 STORE is made if it does not exist; otherwise it must be empty, or hold nothing but a directory `blobs`
-in the form of a balanced tree (as BalancedDiscStorage leaves it), which is adopted as it is.
+in the form of a balanced tree (as BalancedDiscStorage leaves it), which is adopted as it is;
+if that has snapshots, as a backup of a store has, the store is made again from the newest complete one.
 Nothing that is there is ever overwritten; there is no option that forces it.
 
 exit codes: 0 made; 1 wrong usage; 2 system error; 4 a bug in mkfs.cas; 32 not made
@@ -76,6 +77,14 @@ def _run(argv: Sequence[str]) -> int:
     store = os.path.realpath(got.store)
     if os.path.lexists(store) and not os.path.isdir(store):
         raise Failure(Exit.FAILED, f"{got.store} is not a directory")
+    if _was_a_store(store):
+        if dir_limit is not None or piece_max is not None:
+            raise Failure(
+                Exit.USAGE,
+                f"{got.store} was a store, as its snapshots say, and gets the limits it had: give no --dir-limit"
+                " or --piece-max",
+            )
+        return _make_again(got.store, store, dry_run=got.dry_run, quiet=got.quiet)
     adopting = not is_vacant(store)
     if adopting and set(os.listdir(store)) - {"lost+found"} != {"blobs"}:
         raise Failure(Exit.FAILED, f"{got.store} is not empty: {_what_is_there(store)}")
@@ -94,6 +103,27 @@ def _run(argv: Sequence[str]) -> int:
         print(f"uuid       {config.uuid}")
         print(f"dir_limit  {config.dir_limit} entries")
         print(f"piece_max  {config.piece_max} bytes")
+    return Exit.OK
+
+
+def _was_a_store(store: str) -> bool:
+    """Whether there is nothing but blobs, with snapshots among them."""
+    from mountstore.care.rebuild import can_rebuild
+
+    return not os.path.lexists(os.path.join(store, "store.toml")) and can_rebuild(store)
+
+
+def _make_again(given: str, store: str, *, dry_run: bool, quiet: bool) -> int:
+    from mountstore.care.rebuild import rebuild_store
+
+    if dry_run:
+        if not quiet:
+            print(f"{printable(given)}: the store can be made again from its snapshots")
+        return Exit.OK
+    rebuilt = rebuild_store(store)
+    if not quiet:
+        for line in told_of(rebuilt):
+            print(f"{printable(given)}: {printable(line)}")
     return Exit.OK
 
 

@@ -40,6 +40,8 @@ APPLICATION_ID = 0x6D636173  # "mcas"
 # 24 MiB keeps the upper levels of every B-tree of a store with a million files in memory.
 _CACHE_KIB = 24 * 1024
 
+REBUILD_HINT = "fsck.cas --rebuild makes a new one from the blobs"
+
 _CHECKPOINT_BYTES = 16 << 20
 """A WAL longer than this is worth a checkpoint."""
 
@@ -223,7 +225,7 @@ class Catalog:
     def __init__(self, path: str, *, read_only: bool = False, must_exist: bool = False) -> None:
         self.path = path
         if must_exist and not (os.path.exists(path) and os.stat(path).st_size):
-            raise CorruptError(f"{path}: the catalog is missing or empty; the blobs are not touched")
+            raise CorruptError(f"{path}: the catalog is missing or empty; {REBUILD_HINT}")
         self._read_only = read_only
         try:
             self._db = connect(path, read_only=read_only)
@@ -235,7 +237,7 @@ class Catalog:
         if not read_only:
             self._mapped.require_room()
             # SQLite's message may quote a damaged schema.
-            raise CorruptError(f"{path}: the catalog cannot be read: {exc}") from exc
+            raise CorruptError(f"{path}: the catalog cannot be read: {exc}; {REBUILD_HINT}") from exc
         self._execute = self._db.execute
         # The statements of the open transaction, to be said again if SQLite rolls it back.
         self._said: list[tuple[str, Any, bool]] = []
