@@ -30,13 +30,14 @@ from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missi
 from mountstore.cli.casctl.client import Control
 from mountstore.cli.casctl.destination import Destination
 from mountstore.cli.casctl.exits import PROGRAM, Exit, Failure
-from mountstore.cli.casctl.places import Resolver, find_place
+from mountstore.cli.casctl.places import Resolver, find_place, mount_of
 from mountstore.cli.casctl.progress import ProgressBar
 from mountstore.cli.casctl.rendering import number, size, value
 from mountstore.cli.casctl.rsync import Copied, Rsync
 from mountstore.cli.exits import printable, say
 from mountstore.control.command import Argument, Kind
 from mountstore.control.commands import REGISTRY
+from mountstore.fuse.mounts import Mount
 
 _HOLD_S = 600
 """A hold that nobody renews ends after so long."""
@@ -98,8 +99,8 @@ class _UnmountedSource:
 
 
 @contextmanager
-def _open_source(store: str | None, resolver: Resolver) -> Iterator[Source]:
-    if store is not None:
+def _open_source(mount: Mount | None, store: str) -> Iterator[Source]:
+    if mount is None:
         from mountstore.store import StoreLock, read_config
 
         read_config(store)
@@ -109,7 +110,7 @@ def _open_source(store: str | None, resolver: Resolver) -> Iterator[Source]:
         finally:
             lock.release()
         return
-    with Control(resolver.mount()) as control:
+    with Control(mount) as control:
         source = _MountedSource(control)
         try:
             yield source
@@ -293,11 +294,14 @@ def _run(settings: Settings, got: argparse.Namespace) -> int:
     destination = Destination.parse(got.dest, got.rsh)
     with ExitStack() as stack:
         stack.enter_context(_ending_in_order())
-        resolver = Resolver(settings.mount)
-        store = got.store if got.store is not None else resolver.mount().source
+        if got.store is not None:
+            store, mount = got.store, mount_of(got.store)
+        else:
+            mount = Resolver(settings.mount).mount()
+            store = mount.source
         _check_apart(os.path.realpath(store), destination)
         _check_readable(store)
-        source = stack.enter_context(_open_source(got.store, resolver))
+        source = stack.enter_context(_open_source(mount, store))
         bar = stack.enter_context(ProgressBar("backup", shown=not settings.quiet and not settings.json))
         options = shlex.split(got.rsync or "")
         teller = _Teller(settings, bar)
@@ -324,7 +328,9 @@ BACKUP = OwnCommand(
         Argument("DEST", "a directory, or HOST:DIRECTORY; gets a directory blobs", required=True),
         Argument("--full", "check every byte of the copy, not only names and sizes", Kind.FLAG),
         Argument("--mirror", "remove from the copy what the store does not have any more", Kind.FLAG),
-        Argument("--store", "a store that is not mounted, instead of a mount", Kind.FILE, value="DIR"),
+        Argument(
+            "--store", "the directory of a store, mounted or not, instead of a mount", Kind.FILE, value="DIR"
+        ),
         Argument("--rsh", "what reaches HOST (ssh -o BatchMode=yes)", value="COMMAND"),
         Argument("--rsync", "more options for rsync (--bwlimit=10M)", value="OPTIONS"),
     ),

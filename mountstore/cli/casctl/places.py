@@ -92,6 +92,20 @@ def find_mount(given: str | None) -> Mount:
     return ours[0]
 
 
+def mount_of(store: str) -> Mount | None:
+    """The mount of a store in which it can be changed; None if there is none to be seen."""
+    wanted = os.path.realpath(store)
+    for mount in reversed(read_mounts()):
+        if (
+            mount.ours
+            and mount.root == "/"
+            and not mount.read_only
+            and os.path.realpath(mount.source) == wanted
+        ):
+            return mount
+    return None
+
+
 class Resolver:
     """Turns the paths of one command into paths in its mount, and sees that all are in the same one."""
 
