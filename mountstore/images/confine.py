@@ -68,7 +68,8 @@ def limit(*, address_space: int, cpu_s: int, wall_s: float, result_bytes: int) -
       result_bytes: That a file may become long.
     """
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    # The first signal says what it was, the second, SIGKILL, comes a second later.
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (result_bytes, result_bytes))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

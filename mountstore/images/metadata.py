@@ -6,6 +6,8 @@ from typing import Final
 
 from PIL import ExifTags, Image
 
+from mountstore.images.job import Format
+
 _SIZE_MAX: Final = 65000
 """Bytes; a JPEG has room for hardly more."""
 
@@ -22,8 +24,11 @@ _SUBDIRECTORIES: Final = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 _TURNED_SIZE: Final = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 
 
-def read_exif(image: Image.Image) -> tuple[bytes, int]:
-    """The EXIF data to keep, without the orientation, and the orientation, 1 to 8. Damaged ones count as none."""
+def read_exif(image: Image.Image, format: Format) -> tuple[bytes, int]:
+    """The EXIF data to keep, without the orientation, and the orientation, 1 to 8. Damaged ones count as none.
+
+    A compressed TIFF keeps the main directory only: libtiff, as Pillow uses it, writes no others.
+    """
     orientation = 1
     try:
         found = image.getexif()
@@ -34,7 +39,7 @@ def read_exif(image: Image.Image) -> tuple[bytes, int]:
         for tag, value in found.items():
             if tag not in _STRUCTURE and tag not in _SUBDIRECTORIES:
                 kept[tag] = value
-        for directory in _SUBDIRECTORIES:
+        for directory in () if format is Format.TIFF else _SUBDIRECTORIES:
             values = dict(found.get_ifd(directory))
             for tag in _TURNED_SIZE:
                 values.pop(tag, None)

@@ -10,6 +10,7 @@ Equal sources and jobs give equal bytes (`mountstore.images.job.encoder_version`
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -90,6 +91,12 @@ def render(job: Job, source: BinaryIO, limits: Limits) -> Made:
       MisuseError: The job does not fit the image.
       MemoryError: As it says.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _rendered(job, source, limits)
+
+
+def _rendered(job: Job, source: BinaryIO, limits: Limits) -> Made:
     geometry = parse_geometry(job.geometry)
     Image.MAX_IMAGE_PIXELS = limits.pixels // 2  # Pillow warns there, and raises at twice of it
     try:
@@ -98,7 +105,10 @@ def render(job: Job, source: BinaryIO, limits: Limits) -> Made:
         raise MisuseError(f"{job.background!r}: not a colour; give a name, or #rrggbb") from None
     image = _open(source, limits)
     try:
-        exif, orientation = read_exif(image)
+        if image.format == "TIFF":
+            # Pillow turns these itself, when they are loaded.
+            image.load()
+        exif, orientation = read_exif(image, job.format)
         plan = _plan(image, geometry, job, orientation, limits)
         profile = Profile(image.info.get("icc_profile"))
         animation = read_animation(image, job.format)
@@ -200,11 +210,14 @@ def _encoded(
     # What decoders leave there would be written as it is.
     for frame in frames:
         frame.info = {}
-    result = io.BytesIO()
-    try:
-        first.save(result, format=format.upper(), **options)
-    except (MemoryError, TooLargeError):
-        raise
-    except Exception as exc:
-        raise UnreadableError(f"cannot be written as {format}: {exc or type(exc).__name__}") from exc
-    return Made(result.getvalue(), Size(*first.size), len(frames))
+    while True:
+        result = io.BytesIO()
+        try:
+            first.save(result, format=format.upper(), **options)
+            return Made(result.getvalue(), Size(*first.size), len(frames))
+        except MemoryError:
+            raise
+        except Exception as exc:
+            # What stands in EXIF data that could be read need not be fit to be written.
+            if options.pop("exif", None) is None:
+                raise UnreadableError(f"cannot be written as {format}: {exc or type(exc).__name__}") from exc

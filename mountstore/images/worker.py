@@ -48,10 +48,11 @@ def main() -> None:
         source, result = descriptors
         try:
             request = msgspec.json.decode(message, type=Request)
-            connection.send(_in_child(request, source, result, base_bytes, connection))
+            outcome = _in_child(request, source, result, base_bytes, connection)
         finally:
             os.close(source)
             os.close(result)
+        connection.send(outcome)
 
 
 def _in_child(request: Request, source: int, result: int, base_bytes: int, connection: socket.socket) -> bytes:
