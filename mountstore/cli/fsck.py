@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 PROGRAM = "fsck.cas"
 
-USAGE = "fsck.cas [-n | -y | -p | -a] [-f] [--full] [-v] STORE"
+USAGE = """fsck.cas [-n | -y | -p | -a] [-f] [--full] [-v] STORE
+       fsck.cas --rebuild [--partial] [--snapshot NAME] [-n | -y] [--full] [-v] STORE"""
 
 EPILOG = """\
 Without -n, -y, -p or -a the findings are shown and you are asked before anything is changed.
 What is found is kept in STORE/fsck.json: a repair after a --full check does not read every blob again.
 Nothing that holds data is deleted: damaged blobs go to STORE/bad, files without a name to /lost+found.
+--rebuild takes the newest snapshot of which all blobs are there; an old catalog is moved to STORE/bad.
 
 exit codes (a sum): 0 no errors; 1 errors were repaired; 4 errors are left; 8 the check could not be made;
 16 wrong usage; 32 interrupted
@@ -60,12 +62,21 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("-f", "--force", action="store_true", help="with -p: check a clean store as well")
     parser.add_argument("--full", action="store_true", help="read every blob and verify its digest")
     parser.add_argument("-v", "--verbose", action="store_true", help="list every finding and every step")
+    parser.add_argument("--rebuild", action="store_true", help="make a new catalog from the blobs alone")
+    parser.add_argument("--partial", action="store_true", help="with --rebuild: if no snapshot is complete, too")
+    parser.add_argument("--snapshot", metavar="NAME", help="with --rebuild: from this one, not the newest")
     parser.add_argument("-r", action="store_true", help="no effect, for fsck(8)")
     parser.add_argument("-t", dest="type", default="cas", help="ignored, for fsck(8)")
     # fsck(8) hands -C<fd> down for a progress bar; there is none to draw here.
     got = parser.parse_intermixed_args([word for word in argv if not re.fullmatch(r"-C\d*", word)])
     if not got.store:
         raise _usage("the store is an empty string")
+    if got.rebuild:
+        from mountstore.cli.rebuilding import run
+
+        return run(got)
+    if got.partial or got.snapshot is not None:
+        raise _usage("--partial and --snapshot go with --rebuild")
 
     from mountstore.care.checking import check_store, presumed_clean
 
