@@ -181,7 +181,7 @@ def judge_image(image: Path, filesystem: str, base: Path, clients: list[Client],
             store = str(disk / "store")
             started = time.monotonic()
             problems, lost, recovery_s = trio.run(_judge, store, clients, cut_ns, started)
-            problems += _findings(store)
+            problems += findings_after_power_loss(store)
             return Verdict(problems, lost, recovery_s)
         finally:
             run("umount", disk)
@@ -189,7 +189,7 @@ def judge_image(image: Path, filesystem: str, base: Path, clients: list[Client],
         run("losetup", "--detach", device)
 
 
-def _findings(store: str) -> list[str]:
+def findings_after_power_loss(store: str) -> list[str]:
     """What the checker finds, but for what a power cut may leave and nobody was promised."""
     # A version that was superseded within the same interval in which it was sealed; a file that was new, which
     # `broken_promises` has judged unless it is one of the clients' temporary files.

@@ -1,0 +1,51 @@
+"""Power loss after every system call of small scenarios, with what was not flushed lost, kept, or kept in part
+(promises 1 and 2); `scripts/powersteps` is more thorough."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from mount.live import SCALE
+
+from durability.power_steps import run_scenario, verdicts
+from durability.scenarios import SCENARIOS
+from durability.seam import Model
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_after_every_step_every_promise_is_kept(in_memory: Path, scenario: str) -> None:
+    recording = run_scenario(scenario, in_memory)
+    found = list(verdicts(recording, seed=1, thorough=SCALE > 1))
+    assert len(found) > 50
+    assert [(verdict.step, verdict.survived, verdict.problems) for verdict in found if verdict.problems] == []
+
+
+def test_the_model_ends_with_what_the_program_left(in_memory: Path) -> None:
+    """The harness itself: without it, nothing here would mean anything."""
+    recording = run_scenario("stream", in_memory)
+    model = Model(recording.store, recording.before, recording.marks)
+    for call in recording.calls:
+        model.apply(call)
+    after: dict[bytes, bytes | None] = {}
+    for path in recording.after.rglob("*"):
+        if not path.name.endswith("-shm"):
+            name = os.fsencode(path.relative_to(recording.after))
+            after[name] = None if path.is_dir() else path.read_bytes()
+    assert model.remains(model.pending) == after
+    assert model.remains([]) != after
+
+
+@pytest.mark.parametrize(
+    ("fault", "scenario"),
+    [
+        ("forget-the-log", "overwrite"),
+        ("forget-the-blobs", "unlink"),
+        ("forget-what-was-there", "rename-over"),
+        ("delete-too-early", "stay-open"),
+    ],
+)
+def test_a_store_that_does_it_wrong_is_found_out(in_memory: Path, fault: str, scenario: str) -> None:
+    recording = run_scenario(scenario, in_memory, fault)
+    assert any(verdict.problems for verdict in verdicts(recording, seed=1, thorough=False))
