@@ -24,7 +24,7 @@ from mountstore.store import BLOBS_NAME, Store
 
 __all__ = ["ContentInfo", "PathInfo", "Piece", "describe_path"]
 
-_TYPES: Final = {
+_KINDS: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
     stat.S_IFLNK: "symbolic link",
@@ -73,7 +73,7 @@ class PathInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One path."""
 
     path: str
-    type: str
+    kind: str
     size_bytes: int
     mode: str
     """Permissions, in octal."""
@@ -140,7 +140,7 @@ async def describe_path(
 def _info(path: bytes, inode: Inode, version: int | None, older: int | None) -> PathInfo:
     return PathInfo(
         path=_shown(path),
-        type=_TYPES[stat.S_IFMT(inode.mode)],
+        kind=_KINDS[stat.S_IFMT(inode.mode)],
         size_bytes=inode.size,
         mode=f"{inode.mode & 0o7777:04o}",
         uid=inode.uid,
@@ -162,7 +162,7 @@ async def _describe_version(store: Store, path: bytes, pieces: bool) -> PathInfo
     content = EMPTY if version.content is None else version.content
     return PathInfo(
         path=_shown(path),
-        type="version",
+        kind="version",
         size_bytes=version.size_bytes,
         mode=f"{version.mode & 0o7777:04o}",
         uid=version.uid,

@@ -50,7 +50,7 @@ def test_a_small_file_is_its_blob(tmp_path: Path) -> None:
     async def work(store: Store) -> None:
         inode = await write(store, b"f", b"hello")
         info = await describe_path(store, b"/f")
-        assert (info.path, info.type, info.inode, info.size_bytes) == ("/f", "file", inode.id, 5)
+        assert (info.path, info.kind, info.inode, info.size_bytes) == ("/f", "file", inode.id, 5)
         assert (info.mode, info.uid, info.gid, info.links) == ("0640", 7, 8, 1)
         assert (info.version, info.older_versions, info.changing, info.sharing) == (1, 0, False, None)
         content = info.content
@@ -100,14 +100,14 @@ def test_versions_and_what_else_there_is(tmp_path: Path) -> None:
         info = await describe_path(store, b"f")
         assert (info.version, info.older_versions) == (3, 2)
         old = await describe_path(store, b"f@2")
-        assert (old.type, old.version, old.size_bytes, old.inode) == ("version", 2, 6, None)
+        assert (old.kind, old.version, old.size_bytes, old.inode) == ("version", 2, 6, None)
         assert old.content is not None and old.content.blob_path is not None
         assert Path(old.content.blob_path).read_bytes() == b"second"
         empty = (await describe_path(store, b"empty")).content
         assert empty is not None and (empty.kind, empty.digest, empty.blob_path) == ("empty", None, None)
-        assert (await describe_path(store, b"/")).type == "directory"
+        assert (await describe_path(store, b"/")).kind == "directory"
         link = await describe_path(store, b"//d/./l")
-        assert (link.type, link.target) == ("symbolic link", "\udcfftarget")
+        assert (link.kind, link.target) == ("symbolic link", "\udcfftarget")
         store.namespace.unlink(ROOT, b"f")
         assert (await describe_path(store, b"f@3")).size_bytes == 9
         for absent in (b"f", b"nowhere", b"f@9", b"d/x@1"):

@@ -37,7 +37,7 @@ def verdict(command: str, result: Result) -> Exit:
 def _info(result: Result) -> str:
     what = {key: item for key, item in result.items() if item not in (None, False)}
     content, sharing = what.pop("content", None), what.pop("sharing", None)
-    text = [f"{printable(what.pop('path'))}: {what.pop('type')}"]
+    text = [f"{printable(what.pop('path'))}: {what.pop('kind')}"]
     older = what.pop("older_versions", 0)
     if "version" in what:
         what["version"] = f"{what['version']} ({number(older)} before it)" if older else str(what["version"])
