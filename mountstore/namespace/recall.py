@@ -13,7 +13,6 @@ Everything runs on the owner's thread. Dropping versions is garbage collection's
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,8 +25,9 @@ from mountstore.namespace.contents import Contents
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.ledger import Ledger
-from mountstore.namespace.namespace import Caller, Namespace
+from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.notation import Instant, parse_reference
+from mountstore.namespace.placing import place
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.timeline import Line, Timeline, VersionReader
 
@@ -192,31 +192,18 @@ class Recall:
             reader.close()
 
     def _place(self, parent: int, name: bytes, version: Version, content: Content, allocated: int) -> Inode:
-        """Make an inode of a version and give it a name. Without an await, so nobody sees it half done."""
-        namespace = self._namespace
-        taken = namespace.find(parent, name)
-        if taken is not None and taken.is_directory:
-            raise FoundDirectoryError(repr(name))
-        made_as = name if taken is None else self._free_name(parent)
-        inode = namespace.create(
-            parent, made_as, stat.S_IFREG | version.mode & 0o7777, Caller(version.uid, version.gid)
+        return place(
+            self._namespace,
+            self._inodes,
+            parent,
+            name,
+            content,
+            allocated=allocated,
+            mode=version.mode,
+            uid=version.uid,
+            gid=version.gid,
+            mtime_ns=version.mtime_ns,
         )
-        inode.mode = stat.S_IFREG | version.mode & 0o7777
-        inode.gid = version.gid
-        inode.content = content
-        inode.size = content.size_bytes
-        inode.allocated = allocated
-        inode.mtime_ns = version.mtime_ns
-        self._inodes.changed(inode)
-        if taken is not None:
-            namespace.rename(parent, made_as, parent, name)
-        return inode
-
-    def _free_name(self, parent: int) -> bytes:
-        number = 0
-        while self._namespace.find(parent, name := b".restored-%d" % number) is not None:
-            number += 1
-        return name
 
     # --- paths ---
 

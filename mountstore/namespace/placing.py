@@ -1,0 +1,60 @@
+"""Giving a name a content that is in the tree already, as a file of its own."""
+
+from __future__ import annotations
+
+import stat
+
+from mountstore.blobs.content import Content
+from mountstore.errors import FoundDirectoryError
+from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.namespace.namespace import Caller, Namespace
+
+
+def place(
+    namespace: Namespace,
+    inodes: InodeTable,
+    parent: int,
+    name: bytes,
+    content: Content,
+    *,
+    allocated: int,
+    mode: int,
+    uid: int,
+    gid: int,
+    mtime_ns: int,
+) -> Inode:
+    """Make a new inode of a content and let it take a name; what the name stood for becomes a version.
+
+    Without an await, so nobody sees it half done, and a blob that was found in the tree in the same breath is not
+    collected. Whoever has the old file open keeps that, and so do its other names. The kernel is not told.
+
+    Args:
+      allocated: Bytes of the content that are not in holes.
+      mode: Permissions; the type is that of a regular file.
+
+    Raises:
+      FoundDirectoryError: The name is a directory's.
+      AbsentError, ReadOnlyError, NoSpaceError, NameTooLongError: As `Namespace.create`. Nothing was changed.
+    """
+    taken = namespace.find(parent, name)
+    if taken is not None and taken.is_directory:
+        raise FoundDirectoryError(repr(name))
+    made_as = name if taken is None else _free_name(namespace, parent)
+    inode = namespace.create(parent, made_as, stat.S_IFREG | mode & 0o7777, Caller(uid, gid))
+    inode.mode = stat.S_IFREG | mode & 0o7777
+    inode.gid = gid
+    inode.content = content
+    inode.size = content.size_bytes
+    inode.allocated = allocated
+    inode.mtime_ns = mtime_ns
+    inodes.changed(inode)
+    if taken is not None:
+        namespace.rename(parent, made_as, parent, name)
+    return inode
+
+
+def _free_name(namespace: Namespace, parent: int) -> bytes:
+    number = 0
+    while namespace.find(parent, name := b".restored-%d" % number) is not None:
+        number += 1
+    return name
