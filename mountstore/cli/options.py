@@ -64,8 +64,10 @@ SWITCHES: dict[str, tuple[str, bool]] = {
     "noversions": ("versions", False),
     "show_versions": ("show_versions", True),
     "noshow_versions": ("show_versions", False),
+    "nosnapshots": ("snapshots", False),
+    "nocontrol": ("control", False),
 }
-VALUED = ("commit", "busy_poll", "dir_limit", "log", "versions")
+VALUED = ("commit", "busy_poll", "control", "dir_limit", "log", "snapshots", "versions")
 
 DIR_LIMIT_MIN = 16
 """A directory of the balanced tree must at least hold its sixteen children."""
@@ -85,6 +87,10 @@ class Choices:
     versions: bool = True
     versions_name: str = ".versions"
     show_versions: bool = False
+    control: bool = True
+    control_name: str = ".cas"
+    snapshots: bool = True
+    snapshot_s: float = 3600.0
     kernel: frozenset[str] = frozenset()
     commit_s: float = 5.0
     busy_poll_us: int = 200
@@ -185,7 +191,10 @@ def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
             unknown.append(option)
         else:
             raise Failure(Exit.USAGE, f"unknown option {option}{_suggestion(name)}")
-    return Choices(**values, kernel=frozenset(kernel), unknown=tuple(unknown))  # type: ignore[arg-type]
+    choices = Choices(**values, kernel=frozenset(kernel), unknown=tuple(unknown))  # type: ignore[arg-type]
+    if choices.control and choices.versions and choices.control_name == choices.versions_name:
+        raise Failure(Exit.USAGE, f"control and versions are both called {choices.control_name}")
+    return choices
 
 
 def _parse_value(name: str, value: str) -> tuple[str, object]:
@@ -197,10 +206,12 @@ def _parse_value(name: str, value: str) -> tuple[str, object]:
         case "dir_limit":
             limits = (DIR_LIMIT_MIN, DIR_LIMIT_MAX)
             return "dir_limit", int(_number(name, value, *limits, "entries", whole=True))
-        case "versions":
+        case "snapshots":
+            return "snapshot_s", _number(name, value, 1, 366 * 86400, "seconds")
+        case "versions" | "control":
             if "/" in value or value in (".", "..") or len(os.fsencode(value)) > 255:
-                raise Failure(Exit.USAGE, f"versions={value}: must be a name that a directory may have")
-            return "versions_name", value
+                raise Failure(Exit.USAGE, f"{name}={value}: must be a name that a directory may have")
+            return f"{name}_name", value
         case _:
             if value in ("stderr", "syslog", "journal"):
                 return "log", value
@@ -240,6 +251,10 @@ options behind -o:
   versions=NAME        what the version directory in every directory is called (.versions)
   show_versions        list it, too; else it is only there when asked for by name
   noversions           keep no versions and show none
+  snapshots=SECONDS    if anything changed, take a snapshot so often, and at unmount (3600)
+  nosnapshots          take none but those asked for
+  control=NAME         what the control directory in the root is called (.cas)
+  nocontrol            have none
   log=WHERE            an absolute path, journal, syslog, or (in the foreground) stderr
   dir_limit=N          entries in a directory of blobs, for a store that this mount creates
                        ({DIR_LIMIT_MIN}…; 32000); an existing store must have been made with the same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.control import accounts, basics
+from mountstore.control import accounts, basics, state
 from mountstore.control.command import Registry
 
 __all__ = ["REGISTRY"]
@@ -10,6 +10,7 @@ __all__ = ["REGISTRY"]
 REGISTRY = Registry(
     (
         *basics.COMMANDS,
+        *state.COMMANDS,
         *accounts.COMMANDS,
     )
 )

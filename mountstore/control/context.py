@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from mountstore.care.pins import Pins
+from mountstore.control.holds import Holds
 from mountstore.control.statistics import Statistics
 from mountstore.errors import BusyError
 from mountstore.store import Store
@@ -17,12 +21,10 @@ if TYPE_CHECKING:
     from mountstore.control.command import Registry
     from mountstore.control.jobs import Job, Jobs
 
-__all__ = ["Context", "Message", "Services"]
+__all__ = ["Context", "LastCollection", "Message", "Services"]
 
 _PROGRESS_S: Final = 0.1
 """Progress is told so often at most."""
-
-Invalidate = Callable[[int, bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,25 @@ class Message:
     text: str
 
 
-async def _nobody_to_tell(parent_inode: int, name: bytes) -> None:
+async def _nobody_to_tell(*what: object) -> None:
     """Without a mount there is no kernel that remembers entries."""
 
 
 def _name_of(exc: Exception) -> str:
     return type(exc).__name__
+
+
+class LastCollection(msgspec.Struct, frozen=True):
+    """What the last collection, or dry run, of this mount found; bytes of blobs, each counted once."""
+
+    at_s: float
+    """When it ended."""
+    live_bytes: int
+    versions_bytes: int
+    """Only old versions, or snapshots, have them."""
+    trash_bytes: int
+    reclaimable_bytes: int
+    """What a dry run says would be collected."""
 
 
 @dataclass(slots=True)
@@ -50,19 +65,30 @@ class Services:
       invalidate: Have the kernel forget an entry, given the directory's inode number and the name, and what it
         keeps of the directory's attributes. To be called after what the name stands for was changed by a
         command; returns when it is done, so that whoever waits for the command sees the change.
+      forget_attributes: The same for the attributes of an inode, given its number.
+      forget_versions: The same for what the kernel keeps of old versions that a collection took away.
       explain: The name of the errno for an exception (`ENOENT`); what nobody foresaw is logged.
       messages: The latest lines of the log.
     """
 
     store: Store
-    invalidate: Invalidate = _nobody_to_tell
+    invalidate: Callable[[int, bytes], Awaitable[None]] = _nobody_to_tell
+    forget_attributes: Callable[[int], Awaitable[None]] = _nobody_to_tell
+    forget_versions: Callable[[], Awaitable[None]] = _nobody_to_tell
     explain: Callable[[Exception], str] = _name_of
     statistics: Statistics = field(default_factory=Statistics)
     messages: deque[Message] = field(default_factory=deque)
     mountpoint: str = ""
+    count_requests: Callable[[], int] = int
+    holds: Holds = field(default_factory=Holds)
+    last_collection: LastCollection | None = None
     exclusive: dict[str, str] = field(default_factory=dict)
     """What may be done by one command at a time and is being done, with the words for whoever comes second."""
     started_s: float = field(default_factory=time.time)
+    pins: Pins = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pins = Pins(self.store)
 
 
 class Context:

@@ -14,11 +14,10 @@ class Statistics:
     What parts of the store count by themselves is not here: `mountstore.control.gauges` reads it there.
     """
 
-    reads: int = 0
-    """Requests to read file data that the kernel did not have."""
     read_bytes: int = 0
-    writes: int = 0
+    """Of file data that the kernel asked for, because it did not have it."""
     write_bytes: int = 0
+    """Of file data that the kernel handed over."""
     commands: int = 0
     """Lines of the control file that were run."""
     failed_commands: int = 0

@@ -37,13 +37,14 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
+from mountstore.control.statistics import Statistics
 from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
 from mountstore.fuse.errnos import fuse_error
 from mountstore.fuse.versions_view import VersionsView
-from mountstore.fuse.virtual import VIRTUAL, VirtualInodes
+from mountstore.fuse.virtual import VIRTUAL, Directory, VirtualInodes
 from mountstore.namespace import acl as acls
 from mountstore.namespace.files import Handle
-from mountstore.namespace.inodes import Inode
+from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import NAME_MAX, Caller
 from mountstore.namespace.paths import find_paths
 from mountstore.store import Store
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_CACHE_S = 86400.0
+CACHE_S = 86400.0
 """How long the kernel may keep what it was told."""
 
 _BLOCK = 4096
@@ -84,6 +85,8 @@ class Operations(pyfuse3.Operations):
       cache_s: How long the kernel may cache; shorter for a read-only mount beside a writer.
       versions_name: Of the version directory in every directory; None for none.
       show_versions: List it, too.
+      control: What the name `control_name` in the root directory stands for, hidden from listings.
+      statistics: To be added to.
     """
 
     supports_dot_lookup = True
@@ -95,9 +98,12 @@ class Operations(pyfuse3.Operations):
         *,
         acl: bool = False,
         xattr: bool = True,
-        cache_s: float = _CACHE_S,
+        cache_s: float = CACHE_S,
         versions_name: bytes | None = b".versions",
         show_versions: bool = False,
+        control: Directory | None = None,
+        control_name: bytes = b".cas",
+        statistics: Statistics | None = None,
     ) -> None:
         super().__init__()
         self.enable_acl = acl
@@ -122,6 +128,10 @@ class Operations(pyfuse3.Operations):
         self._versions = VersionsView(store, cache_s)
         # No name is empty.
         self._versions_name = versions_name or b""
+        self._control = control
+        self._hidden = frozenset({self._versions_name})
+        self._reserved = self._hidden | ({control_name} if control is not None else set())
+        self._statistics = statistics or Statistics()
         self._show_versions = show_versions and bool(versions_name)
         self._shadowed_reported = False
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
@@ -160,7 +170,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        if parent_inode >= VIRTUAL or name == self._versions_name:
+        if parent_inode >= VIRTUAL or name in self._reserved:
             return await self._lookup_virtual(parent_inode, name)
         inode = self._find(parent_inode, name)
         if inode is None:
@@ -171,27 +181,34 @@ class Operations(pyfuse3.Operations):
         if parent >= VIRTUAL:
             answer = await self._virtual.lookup(parent, name)
             return self._present(self._get(answer)) if isinstance(answer, int) else answer
+        if name != self._versions_name:
+            # Reserved in the root alone.
+            if parent == ROOT and self._control is not None:
+                return self._virtual.present(self._control)
+            inode = self._find(parent, name)
+            return self._absent if inode is None else self._present(inode)
         if not self._shadowed_reported and self._find(parent, name) is not None:
-            self._report_shadowed(parent)
+            self._report_shadowed(parent, name)
         return self._virtual.present(self._versions.of_directory(parent))
 
-    def _report_shadowed(self, parent: int) -> None:
-        """Say once that something in the store has the name of the version directories."""
+    def _report_shadowed(self, parent: int, name: bytes) -> None:
+        """Say once that something in the store has the name of a virtual directory."""
         if not self._shadowed_reported:
             self._shadowed_reported = True
-            name = os.fsdecode(self._versions_name)
+            what = ("version", "versions") if name == self._versions_name else ("control", "control")
             log.warning(
-                "inode %d has an entry %s, which the version directory of that name hides;"
-                " mount with versions=OTHERNAME to get at it",
+                "inode %d has an entry %s, which the %s directory of that name hides;"
+                " mount with %s=OTHERNAME to get at it",
                 parent,
-                name,
+                os.fsdecode(name),
+                *what,
             )
 
     def _require_real(self, parent: int, name: bytes, *, made: bool = False) -> None:
         """Whatever is virtual is read-only, also for root, and its name is taken."""
         if parent >= VIRTUAL:
             raise FUSEError(errno.EROFS)
-        if name == self._versions_name:
+        if name in self._reserved and (parent == ROOT or name == self._versions_name):
             raise FUSEError(errno.EEXIST if made else errno.EROFS)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -246,6 +263,9 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        if parent_inode >= VIRTUAL:
+            await self._virtual.unlink(parent_inode, name)
+            return
         self._require_real(parent_inode, name)
         if self._drafted:
             await self._seal_closed(self._find(parent_inode, name))
@@ -274,6 +294,9 @@ class Operations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
+        if parent_inode_old >= VIRTUAL:
+            await self._virtual.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+            return
         exchanged = bool(flags & pyfuse3.RENAME_EXCHANGE)
         self._require_real(parent_inode_old, name_old)
         self._require_real(parent_inode_new, name_new, made=not exchanged)
@@ -332,12 +355,12 @@ class Operations(pyfuse3.Operations):
             await self._virtual.readdir(fh, start_id, token)
             return
         present = self._present
-        hidden = self._versions_name
+        hidden = self._reserved if fh == ROOT else self._hidden
         listing = self._namespace.listing(self._get(InodeT(fh)), start_id)
         try:
             for position, name, inode in listing:
-                if name == hidden:
-                    self._report_shadowed(fh)
+                if name in hidden:
+                    self._report_shadowed(fh, name)
                     continue
                 if not pyfuse3.readdir_reply(token, FileNameT(name), inode.view or present(inode), position):
                     return
@@ -346,7 +369,7 @@ class Operations(pyfuse3.Operations):
         if self._show_versions and start_id < VIRTUAL:
             # After everything else: no entry's position is as high.
             shown = self._virtual.present(self._versions.of_directory(fh))
-            if not pyfuse3.readdir_reply(token, FileNameT(hidden), shown, VIRTUAL):
+            if not pyfuse3.readdir_reply(token, FileNameT(self._versions_name), shown, VIRTUAL):
                 self._virtual.forget([(shown.st_ino, 1)])
 
     @_guarded
@@ -385,7 +408,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         if inode >= VIRTUAL:
-            raise FUSEError(errno.EROFS)
+            return await self._virtual.setattr(inode, attr.st_size if fields.update_size else None)
         found = self._get(inode)
         self._namespace.require_writable()
         if fields.update_size:
@@ -503,6 +526,8 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        if parent_inode >= VIRTUAL:
+            return await self._virtual.create(parent_inode, name, flags, ctx.pid)
         self._require_real(parent_inode, name, made=True)
         try:
             inode = self._namespace.create(
@@ -524,7 +549,7 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if inode >= VIRTUAL:
-            return await self._virtual.open(inode, flags)
+            return await self._virtual.open(inode, flags, ctx.pid)
         return await self._open_existing(self._get(inode), flags, ctx)
 
     async def _open_existing(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
@@ -551,7 +576,9 @@ class Operations(pyfuse3.Operations):
             return await self._virtual.read(fh, off, size)
         inode = self._handles[fh].inode
         try:
-            return await self._files.read(inode, off, size)
+            data = await self._files.read(inode, off, size)
+            self._statistics.read_bytes += len(data)
+            return data
         except (BlobMissingError, CorruptError) as exc:
             await self._report_damage(inode, exc)
             raise FUSEError(errno.EIO) from None
@@ -567,11 +594,14 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        if fh >= VIRTUAL:
+            return await self._virtual.write(fh, off, buf)
         handle = self._handles[fh]
         inode = handle.inode
         mode = inode.mode
         self._namespace.require_writable()
         written = await self._files.write(handle, off, buf)
+        self._statistics.write_bytes += written
         if inode.mode != mode:
             self._forget_mode(inode)
         return written
@@ -593,15 +623,27 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        if fh < VIRTUAL:
-            await self._files.fsync(self._handles[fh].inode)
+        if fh >= VIRTUAL:
+            await self._virtual.fsync(fh)
+            return
+        await self._files.fsync(self._handles[fh].inode)
 
     @_guarded
     async def release(self, fh: FileHandleT) -> None:
         if fh >= VIRTUAL:
-            self._virtual.release(fh)
+            await self._virtual.release(fh)
             return
         await self._files.release(self._handles.pop(fh))
+
+    async def gone_versions(self) -> list[tuple[int, bytes]]:
+        """Directory and name of every old version that the kernel may know and that is gone."""
+        gone: list[tuple[int, bytes]] = []
+        for done, place in enumerate(self._versions.gone(self._virtual.known())):
+            if done % 50 == 49:
+                await trio.lowlevel.checkpoint()
+            if place is not None:
+                gone.append(place)
+        return gone
 
     async def find_written(self) -> list[bytes]:
         """A path, from the mount's root, of every file that somebody has open for writing."""
@@ -617,7 +659,7 @@ class Operations(pyfuse3.Operations):
 
     async def release_all(self) -> None:
         """Close what the kernel left open when the connection ended."""
-        self._virtual.release_all()
+        await self._virtual.release_all()
         while self._handles:
             _, handle = self._handles.popitem()
             await self._files.release(handle)

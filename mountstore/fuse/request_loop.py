@@ -33,7 +33,7 @@ import pyfuse3
 import trio
 from trio.lowlevel import checkpoint, current_statistics, current_task
 
-__all__ = ["DEFAULT_BUSY_POLL_S", "install", "installed", "serve", "uninstall"]
+__all__ = ["DEFAULT_BUSY_POLL_S", "install", "installed", "requests", "serve", "uninstall"]
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class _FastWait:
         self._busy: set[trio.lowlevel.Task] = set()
         self._last_turn_s = 0.0
         self._window_s = 0.0
+        self.requests = 0
 
     def start(self, descriptor: int) -> None:
         poll = select.poll()
@@ -102,6 +103,7 @@ class _FastWait:
                 self._successor = self._parked.pop()
                 self._successor.set()
         busy.add(task)
+        self.requests += 1
         return readable
 
     async def _park(self) -> None:
@@ -190,6 +192,11 @@ def uninstall() -> None:
 def installed() -> bool:
     """Whether the replacement is in place."""
     return _installed is not None
+
+
+def requests() -> int:
+    """How many requests were taken since the replacement is in place; 0 if it is not."""
+    return 0 if _installed is None else _installed.requests
 
 
 async def serve(min_tasks: int = 1, max_tasks: int = 64) -> None:

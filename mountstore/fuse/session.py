@@ -14,9 +14,13 @@ import pyfuse3
 import trio
 
 from mountstore.blobs.flush import syncfs
+from mountstore.care.snapshots import INTERVAL_S, Snapshots
+from mountstore.control.context import Services
+from mountstore.control.messages import Recent
 from mountstore.errors import BusyError, MountstoreError
 from mountstore.fuse import handshake, mounts, request_loop
-from mountstore.fuse.operations import Operations
+from mountstore.fuse.control import Control, explain
+from mountstore.fuse.operations import CACHE_S, Operations
 from mountstore.fuse.readahead import raise_readahead
 from mountstore.store import Store
 
@@ -31,7 +35,9 @@ class MountOptions:
     """How to mount.
 
     `kernel` has the generic options as mount(8) names them (nosuid, nodev, noexec, noatime, ...). Without
-    `versions`, none are recorded and none are shown.
+    `versions`, none are recorded and none are shown. A snapshot is taken every `snapshot_s` seconds and at the
+    end, if anything changed; 0: never by itself. With `control` there is a directory `control_name` in the root,
+    which listings don't show.
     """
 
     read_only: bool = False
@@ -45,6 +51,9 @@ class MountOptions:
     versions: bool = True
     versions_name: str = ".versions"
     show_versions: bool = False
+    snapshot_s: float = INTERVAL_S
+    control: bool = True
+    control_name: str = ".cas"
     kernel: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -76,15 +85,29 @@ async def _serve(
         acl=options.acl,
     )
     store.versions.enabled = options.versions
+    recent = Recent()
+    logging.getLogger().addHandler(recent)
     async with store.running():
+        services = Services(
+            store,
+            explain=explain,
+            messages=recent.messages,
+            mountpoint=mountpoint,
+            count_requests=request_loop.requests,
+        )
+        control = Control(services)
         operations = Operations(
             store,
             acl=options.acl,
             xattr=options.xattr,
+            cache_s=_READ_ONLY_CACHE_S if options.read_only else CACHE_S,
             versions_name=os.fsencode(options.versions_name) if options.versions else None,
             show_versions=options.show_versions,
-            **({"cache_s": _READ_ONLY_CACHE_S} if options.read_only else {}),
+            control=control.directory if options.control else None,
+            control_name=os.fsencode(options.control_name),
+            statistics=services.statistics,
         )
+        control.connect(operations)
         connection = await handshake.mount(
             operations,
             mountpoint,
@@ -98,6 +121,9 @@ async def _serve(
                 request_loop.install(options.busy_poll_us / 1e6)
             async with trio.open_nursery() as nursery:
                 await nursery.start(_end_on_signal, connection, operations)
+                await nursery.start(control.jobs.run)
+                if options.snapshot_s and not options.read_only:
+                    nursery.start_soon(Snapshots(store).keep, options.snapshot_s)
                 nursery.start_soon(_announce, on_ready)
                 await request_loop.serve()
                 nursery.cancel_scope.cancel()
@@ -106,6 +132,19 @@ async def _serve(
                 request_loop.uninstall()
                 handshake.close(connection)
                 await operations.release_all()
+                if options.snapshot_s and not options.read_only:
+                    await _take_last_snapshot(store)
+
+
+async def _take_last_snapshot(store: Store) -> None:
+    """Have a snapshot of the end, if anything changed."""
+    try:
+        await store.sealer.seal_all()
+    except Exception:
+        # It is tried once more when the store is closed, and then it is told what cannot be sealed.
+        pass
+    if not store.namespace.read_only:
+        await Snapshots(store).take_last()
 
 
 def _kernel_options(options: MountOptions) -> set[str]:

@@ -20,7 +20,7 @@ What is current is what the last close or fsync left; who looks waits for a file
 from __future__ import annotations
 
 import stat
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 from mountstore.errors import AbsentError, StaleError
@@ -112,6 +112,30 @@ class VersionsView:
         """A version that is a file; `shown` are size, mode, uid, gid, mtime_ns."""
         timeout_s = 0.0 if number == line.current else self.cache_s
         return _VersionFile(self, line.parent, line.name, number, shown, timeout_s)
+
+    def gone(self, known: Mapping[int, Node]) -> Iterator[tuple[int, bytes] | None]:
+        """Among what the kernel knows, the versions that were there and are gone: directory and name of each.
+
+        None for every file looked at, so that the caller can pause.
+        """
+        numbers = {node.key: number for number, node in known.items() if isinstance(node, _Virtual)}
+        pasts: dict[int, list[int]] = {}
+        for number, node in known.items():
+            if isinstance(node, _Past):
+                pasts.setdefault(node.inode, []).append(number)
+        for node in known.values():
+            if not isinstance(node, _VersionFile):
+                continue
+            yield None
+            parent, name, number, _ = node.place
+            if self._get(self.timeline.line(parent, name), number) is not None:
+                continue
+            places = [(("line", parent, name), b"%d" % number), (("names", parent), b"%s@%d" % (name, number))]
+            for key, entry in places:
+                if key in numbers:
+                    yield numbers[key], entry
+            for past in pasts.get(parent, ()):
+                yield past, name
 
     def _get(self, line: Line, number: int) -> Version | None:
         try:
@@ -341,6 +365,11 @@ class _VersionFile(File):
 
     @property
     def key(self) -> Hashable:
+        return self._key
+
+    @property
+    def place(self) -> tuple[int, bytes, int, tuple[int, int, int, int, int]]:
+        """Directory, name, number, and what it shows."""
         return self._key
 
     def appearance(self) -> Appearance:

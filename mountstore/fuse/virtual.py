@@ -1,12 +1,13 @@
 """Virtual inodes: small trees that the daemon answers for by itself, beside the inodes of the store.
 
-A tree is made of nodes: a `Directory` looks names up and lists them, a `File` is opened for reading, a `Link` has
-a target. Nodes are values made on demand; what makes two of them the same inode is their `key`.
+A tree is made of nodes: a `Directory` looks names up and lists them, a `File` is opened for reading, a `Stream` is
+asked for every read and told every write, a `Link` has a target. Nodes are values made on demand; what makes two
+of them the same inode is their `key`.
 
 1. Numbers are from `VIRTUAL` on, far beyond those of the store, and never used twice.
 2. A node has a number from the first answer that names it until the kernel forgets it: its look-ups are
    counted, so the table is as large as what the kernel knows, and a number is stable meanwhile.
-3. Everything is read-only (EROFS), for root too; that check stands in `mountstore.fuse.operations`.
+3. Everything but streams and an `OpenDirectory` is read-only (EROFS), for root too.
 4. A link never changes: the kernel keeps what it read. So its target is part of its key.
 """
 
@@ -93,6 +94,64 @@ class File(Node):
         """The open file, and whether the kernel may keep what it read of it before."""
 
 
+class Channel(ABC):
+    """An open stream. For reading only, unless it says otherwise."""
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> bytes: ...
+
+    async def write(self, offset: int, data: bytes) -> None:
+        raise FUSEError(errno.EBADF)
+
+    async def fsync(self) -> None:  # noqa: B027  # nothing to do for what is not written
+        """Have on disk what was written."""
+
+    async def close(self) -> None:  # noqa: B027  # most hold nothing
+        """The last descriptor of it was closed."""
+
+
+class Text(Channel):
+    """Bytes that were there when the file was opened."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self._text[offset : offset + length]
+
+
+class Stream(Node):
+    """A file that the kernel keeps nothing of: every read and write gets here."""
+
+    __slots__ = ()
+
+    writable = False
+    """Whether it may be opened for writing (EACCES, also for root, if not)."""
+
+    @abstractmethod
+    async def open(self, flags: int, pid: int) -> Channel:
+        """Open it for the thread `pid`, with the flags of open(2); 0 is a thread that cannot be seen from here."""
+
+    async def truncate(self, size_bytes: int) -> None:
+        """truncate(2) of one that is writable; does nothing to what has no size."""
+
+
+class OpenDirectory(Directory):
+    """A directory in which files can be made, removed and renamed."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def create(self, name: bytes, *, exclusive: bool) -> Stream:
+        """An empty file, or the one that is there unless it has to be `exclusive`."""
+
+    @abstractmethod
+    async def unlink(self, name: bytes) -> None: ...
+
+    @abstractmethod
+    async def rename(self, name: bytes, new_name: bytes, *, noreplace: bool) -> None: ...
+
+
 class Link(Node):
     """A symbolic link."""
 
@@ -157,11 +216,16 @@ class VirtualInodes:
         self._next_handle = VIRTUAL
         self._listings: dict[int, _Listing] = {}
         self._readers: dict[int, Reader] = {}
+        self._channels: dict[int, Channel] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
     # --- inodes ---
+
+    def known(self) -> dict[int, Node]:
+        """What the kernel knows now, by number."""
+        return {number: known.node for number, known in self._known.items()}
 
     def _know(self, node: Node) -> _Known:
         key = node.key
@@ -261,8 +325,12 @@ class VirtualInodes:
 
     # --- files ---
 
-    async def open(self, number: int, flags: int) -> FileInfo:
+    async def open(self, number: int, flags: int, pid: int) -> FileInfo:
         node = self._node(number)
+        if isinstance(node, Stream):
+            if flags & (os.O_ACCMODE | os.O_TRUNC) and not node.writable:
+                raise FUSEError(errno.EACCES)
+            return self._opened(await node.open(flags, pid))
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise FUSEError(errno.EROFS)
         if not isinstance(node, File):
@@ -272,16 +340,69 @@ class VirtualInodes:
         self._readers[self._next_handle] = reader
         return FileInfo(fh=FileHandleT(self._next_handle), keep_cache=keep)
 
+    def _opened(self, channel: Channel) -> FileInfo:
+        self._next_handle += 1
+        self._channels[self._next_handle] = channel
+        return FileInfo(fh=FileHandleT(self._next_handle), direct_io=True)
+
     async def read(self, handle: int, offset: int, length: int) -> bytes:
-        return await self._readers[handle].read(offset, length)
+        reader = self._readers.get(handle)
+        return await (reader or self._channels[handle]).read(offset, length)
 
-    def release(self, handle: int) -> None:
-        self._readers.pop(handle).close()
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        await self._channels[handle].write(offset, data)
+        return len(data)
 
-    def release_all(self) -> None:
+    async def fsync(self, handle: int) -> None:
+        channel = self._channels.get(handle)
+        if channel is not None:
+            await channel.fsync()
+
+    async def release(self, handle: int) -> None:
+        reader = self._readers.pop(handle, None)
+        if reader is not None:
+            reader.close()
+        else:
+            await self._channels.pop(handle).close()
+
+    async def release_all(self) -> None:
         """Close what the kernel left open when the connection ended."""
         while self._readers:
             self._readers.popitem()[1].close()
+        while self._channels:
+            await self._channels.popitem()[1].close()
+
+    # --- changes ---
+
+    async def setattr(self, number: int, size_bytes: int | None) -> EntryAttributes:
+        """What may be written takes any attribute and forgets it: programs that copy attributes are content."""
+        node = self._node(number)
+        if not isinstance(node, Stream) or not node.writable:
+            raise FUSEError(errno.EROFS)
+        if size_bytes is not None:
+            await node.truncate(size_bytes)
+        return _attributes(self._known[number])
+
+    def _open_directory(self, number: int) -> OpenDirectory:
+        node = self._node(number)
+        if not isinstance(node, OpenDirectory):
+            raise FUSEError(errno.EROFS)
+        return node
+
+    async def create(self, number: int, name: bytes, flags: int, pid: int) -> tuple[FileInfo, EntryAttributes]:
+        stream = await self._open_directory(number).create(name, exclusive=bool(flags & os.O_EXCL))
+        return self._opened(await stream.open(flags, pid)), self.present(stream)
+
+    async def unlink(self, number: int, name: bytes) -> None:
+        await self._open_directory(number).unlink(name)
+
+    async def rename(self, number: int, name: bytes, new_number: int, new_name: bytes, flags: int) -> None:
+        directory = self._open_directory(number)
+        if new_number != number:
+            raise FUSEError(errno.EXDEV)
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        await directory.rename(name, new_name, noreplace=bool(flags & pyfuse3.RENAME_NOREPLACE))
 
 
 def _attributes(known: _Known) -> EntryAttributes:
