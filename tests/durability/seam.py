@@ -368,13 +368,13 @@ def choices(
     """Ways in which the pending changes may survive; each with what it is called.
 
     Args:
-      thorough: Also data without names, each change alone, all but each, and parts at random.
+      thorough: Also each change alone, all but each, and parts at random.
     """
     yield "nothing that was not flushed", []
     yield "everything", pending
     yield "names without data", [change for change in pending if change.node is None]
+    yield "data without names", [change for change in pending if change.node is not None]
     if thorough:
-        yield "data without names", [change for change in pending if change.node is not None]
         for index in range(len(pending)):
             yield f"all but change {index} of {len(pending)}", pending[:index] + pending[index + 1 :]
             yield f"only change {index} of {len(pending)}", pending[index : index + 1]
