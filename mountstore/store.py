@@ -17,11 +17,12 @@ import fcntl
 import logging
 import os
 import socket
+import tempfile
 import tomllib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 import trio
@@ -44,6 +45,7 @@ from mountstore.namespace.paths import find_paths
 from mountstore.namespace.policy import Policy
 from mountstore.namespace.recall import Recall
 from mountstore.namespace.recovery import Recovered, recover_contents
+from mountstore.namespace.renditions import Renditions
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.shared_inodes import SharedInodeTable
@@ -312,6 +314,7 @@ class Store:
             self._known = BlobIndex(self.catalog.path)
             self.tree.trusted = self._known
         self.ledger = Ledger(self.catalog)
+        self.renditions = Renditions(self.catalog)
         self.replaced = Replaced(self.catalog)
         self.inodes = SharedInodeTable(self.catalog) if self.read_only else InodeTable(self.catalog)
         # Held while a snapshot is taken, and by garbage collection at the instant whose state it marks.
@@ -514,6 +517,10 @@ class Store:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
+
+    def open_scratch(self) -> IO[bytes]:
+        """A file without a name on the store's disk, unbuffered, for reading and writing; blocks."""
+        return tempfile.TemporaryFile(buffering=0, dir=os.path.join(self.path, STAGING_NAME))
 
     def statvfs(self) -> os.statvfs_result:
         """The file system below."""

@@ -464,6 +464,7 @@ class _Collection:
         """Remove the record of a blob that was moved, unless it is there again, or is just being added."""
         if not self._store.tree.is_wanted(digest):
             self._store.catalog.delete_blob(digest)
+            self._store.renditions.forget(digest)
 
     async def _purge(self) -> Tally:
         if not self._options.purge:
