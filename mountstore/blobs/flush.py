@@ -7,8 +7,6 @@ import os
 import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 _START_WRITING = 2
@@ -22,9 +20,6 @@ _ZEROS = memoryview(bytes(256 << 10))
 _EDQUOT = 122
 _NO_ROOM = (28, _EDQUOT)
 """ENOSPC and EDQUOT of <errno.h>."""
-
-_KEEP_SIZE = 1
-"""FALLOC_FL_KEEP_SIZE of <linux/falloc.h>."""
 
 
 class FlushFailedError(OSError):
@@ -125,11 +120,3 @@ def is_quota(refusal: OSError) -> bool:
 def is_no_room(exc: BaseException) -> bool:
     """Whether the system says that the disk is full or a quota used up."""
     return isinstance(exc, OSError) and exc.errno in _NO_ROOM
-
-
-def allocate_beyond_end(fd: int, offset: int, length: int) -> bool:
-    """Have the file system set room aside for later writes to [offset, offset + length); the size stays.
-
-    False if it cannot: no room, or not supported (fallocate(2)).
-    """
-    return bool(_libc.fallocate(fd, _KEEP_SIZE, offset, length) == 0)

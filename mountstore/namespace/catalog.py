@@ -12,8 +12,8 @@ Invariants
      the last commit is kept and said again in a new transaction. A commit that failed may be repeated.
   3. Nobody else writes to the database: the store's lock is held.
   4. Checkpoints run on a connection of their own, in a thread.
-  5. Room for the next commits is allocated behind the end of the WAL, as far as the file system can do that,
-     so that deletions can be committed on a full disk.
+  5. Room for the next commits is kept behind the end of the WAL, so that deletions can be committed on a full
+     disk.
 
 The catalog can be rebuilt from the blobs; see docs/architecture.md.
 """
@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.flush import allocate_beyond_end, fsync, fsync_path, room_refused
+from mountstore.blobs.flush import fsync, fsync_path, room_refused
 from mountstore.errors import CorruptError, ExistsError, MisuseError, NoSpaceError, StoreError
 from mountstore.namespace.mapped_index import MappedIndex
 from mountstore.namespace.stale import BASE_KEY, Stale
@@ -46,7 +46,13 @@ _CHECKPOINT_BYTES = 16 << 20
 """A WAL longer than this is worth a checkpoint."""
 
 _AHEAD_BYTES = 4 << 20
-"""Allocated behind the WAL: a thousand changed pages, enough to delete some ten thousand files."""
+"""Written behind the end of the WAL: a thousand changed pages, enough to delete some ten thousand files."""
+
+_ZEROS = bytes(1 << 20)
+
+_PAGE_BYTES = 4096
+_WAL_HEADER_BYTES = 32
+_FRAME_BYTES = 24 + _PAGE_BYTES
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
@@ -96,11 +102,16 @@ CREATE TABLE blob (
     PRIMARY KEY (sha256, size)
 ) WITHOUT ROWID, STRICT;
 
-CREATE TABLE unsynced (              -- blobs placed since the last hard sync
+CREATE TABLE unsynced (              -- blobs placed since the last hard sync, some perhaps twice
+    sha256 BLOB NOT NULL,
+    size   INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE journal (               -- bytes of small blobs that an fsync promised, until their files are flushed
     sha256 BLOB NOT NULL,
     size   INTEGER NOT NULL,
-    PRIMARY KEY (sha256, size)
-) WITHOUT ROWID, STRICT;
+    data   BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE version (               -- see mountstore.namespace.history
     history   INTEGER NOT NULL,
@@ -227,15 +238,15 @@ class Catalog:
         if must_exist and not (os.path.exists(path) and os.stat(path).st_size):
             raise CorruptError(f"{path}: the catalog is missing or empty; {REBUILD_HINT}")
         self._read_only = read_only
+        self._mapped = MappedIndex(path, lambda: connect(path, read_only=True))
+        if not read_only:
+            self._mapped.require_room()
         try:
             self._db = connect(path, read_only=read_only)
             self._prepare_schema()
             if not read_only:
                 self._db.execute("BEGIN")
         except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
-        self._mapped = MappedIndex(path, lambda: connect(path, read_only=True))
-        if not read_only:
-            self._mapped.require_room()
             # SQLite's message may quote a damaged schema.
             raise CorruptError(f"{path}: the catalog cannot be read: {exc}; {REBUILD_HINT}") from exc
         self._execute = self._db.execute
@@ -243,7 +254,8 @@ class Catalog:
         self._said: list[tuple[str, Any, bool]] = []
         self._checkpointer: sqlite3.Connection | None = None
         self._wal_fd = -1
-        self._wal_allocated = 0
+        self._wal_salts = b""
+        self._wal_frames = 0
         self._committed_changes = self._db.total_changes
         self.stale = Stale()
         if not read_only:
@@ -255,7 +267,7 @@ class Catalog:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables == 0 and not self._read_only:
-            db.execute("PRAGMA page_size = 4096")
+            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(
                 f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
@@ -271,34 +283,39 @@ class Catalog:
 
     # --- transactions ---
 
-    def commit(self) -> None:
+    def commit(self, *, pause: bool = False) -> None:
         """End the open transaction and begin the next one.
+
+        Args:
+          pause: Begin it with the first change only: until then a checkpoint can move all of the WAL, and SQLite
+            then begins that anew.
 
         Raises:
           NoSpaceError: The disk is full.
           CorruptError: SQLite cannot write. In both cases nothing was committed, and the transaction is open
             as before.
         """
+        self._mapped.require_room()
         try:
             if not self._db.in_transaction:
                 self._say_again()
             if fresh := self.stale.take_unlisted():
                 self._say_all(_ADD_STALE, fresh)
             self._execute("COMMIT")
-        self._mapped.require_room()
         except sqlite3.Error as exc:
             if not self._db.in_transaction:
                 self._say_again()
             raise _translated(self.path, exc) from exc
         self._said = []
         self._committed_changes = self._db.total_changes
-        self._execute("BEGIN")
+        self._mapped.committed()
+        if not pause:
+            self._execute("BEGIN")
 
     def ask(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Execute a statement that changes nothing; for the modules of this package."""
         return self._execute(sql, parameters)
 
-        self._mapped.committed()
     def say(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Execute a statement that changes something. All changes go through here or `_say_all`."""
         if not self._db.in_transaction:
@@ -342,10 +359,47 @@ class Catalog:
         return Savepoint(self)
 
     def wal_bytes(self) -> int:
-        try:
-            return os.stat(self.path + "-wal").st_size
-        except FileNotFoundError:
+        """How much of the WAL is in use: its file keeps its length when SQLite begins it anew.
+
+        Told by the salts: all frames in use bear those of the header, what lies behind them older ones, or
+        zeros ("WAL File Format" of SQLite). The index of the WAL has it too, but that file must not be opened:
+        closing it would give up SQLite's locks (fcntl(2)).
+        """
+        if self._wal_fd < 0:
             return 0
+        salts = os.pread(self._wal_fd, 8, 16)
+        if not any(salts):
+            return 0
+
+        def is_used(frame: int) -> bool:
+            return os.pread(self._wal_fd, 8, _WAL_HEADER_BYTES + (frame - 1) * _FRAME_BYTES + 8) == salts
+
+        if salts != self._wal_salts:
+            self._wal_salts, self._wal_frames = salts, 0
+        low, step = self._wal_frames, 1
+        while is_used(low + step):
+            low += step
+            step *= 2
+        while step > 1:
+            step //= 2
+            if is_used(low + step):
+                low += step
+        self._wal_frames = low
+        return _WAL_HEADER_BYTES + low * _FRAME_BYTES
+
+    def extend_wal(self) -> None:
+        """Have some MiB behind the end of the WAL written already: a flush of it is one of data alone then,
+        without the file system's journal, and a full disk takes a few more commits. On the owner's thread, like
+        every other write to it; a fraction of a millisecond, now and then.
+        """
+        if self._wal_fd >= 0:
+            end = os.fstat(self._wal_fd).st_size
+            if end - self.wal_bytes() < _AHEAD_BYTES:
+                try:
+                    os.pwrite(self._wal_fd, _ZEROS, end)
+                except OSError:
+                    # No room: SQLite will say so when it matters.
+                    pass
 
     def flush_wal(self) -> None:
         """Make every commit so far survive power loss. Blocks: for a worker thread, one at a time.
@@ -360,21 +414,16 @@ class Catalog:
             # The name, of a WAL that SQLite has just made.
             fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
         fsync(self._wal_fd, self.path + "-wal", data_only=True)
-        size = os.fstat(self._wal_fd).st_size
-        if size + _AHEAD_BYTES // 2 > self._wal_allocated and allocate_beyond_end(
-            self._wal_fd, size, _AHEAD_BYTES
-        ):
-            self._wal_allocated = size + _AHEAD_BYTES
 
     def checkpoint(self) -> None:
         """Move what the WAL holds into the database file. Blocks: for a worker thread, one at a time."""
+        self._mapped.require_room()
         try:
             if self._checkpointer is None:
                 self._checkpointer = connect(self.path, read_only=False)
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as exc:
             raise _translated(self.path, exc) from exc
-        self._mapped.require_room()
 
     def wants_checkpoint(self) -> bool:
         return self.wal_bytes() > _CHECKPOINT_BYTES
@@ -387,21 +436,21 @@ class Catalog:
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+        if not self._read_only:
+            self._mapped.closing()
         if self._checkpointer is not None:
             self._checkpointer.close()
         if self._wal_fd >= 0:
             os.close(self._wal_fd)
             self._wal_fd = -1
         self._db.close()
-        if not self._read_only:
-            self._mapped.closing()
+        self._mapped.close()
 
     # --- snapshots ---
 
     def _load_stale(self) -> None:
         name = self.get_meta(BASE_KEY)
         try:
-        self._mapped.close()
             base = None if name is None else Digest.parse(name)
             self.stale.load(base, self._execute("SELECT kind, number FROM stale"))
         except (MisuseError, sqlite3.Error) as exc:
@@ -414,16 +463,16 @@ class Catalog:
         self._say_all(_ADD_STALE, rows)
         self.set_meta(BASE_KEY, base.name)
 
+    def forget_snapshot(self) -> None:
+        """There is no snapshot to build on: the next one reads everything."""
+        self.stale.base = None
+        self.say("DELETE FROM meta WHERE key = ?", (BASE_KEY,))
+
     # --- meta ---
 
     def get_meta(self, key: str, default: Any = None) -> Any:
         row = self._execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return default if row is None else row[0]
-
-    def forget_snapshot(self) -> None:
-        """There is no snapshot to build on: the next one reads everything."""
-        self.stale.base = None
-        self.say("DELETE FROM meta WHERE key = ?", (BASE_KEY,))
 
     def set_meta(self, key: str, value: Any) -> None:
         self.say("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
@@ -558,10 +607,21 @@ class Catalog:
         self._say_all(_ADD_BLOB, blobs)
 
     def add_unsynced(self, digests: Iterable[Digest]) -> None:
-        self._say_all("INSERT OR IGNORE INTO unsynced VALUES (?, ?)", digests)
+        self._say_all("INSERT INTO unsynced VALUES (?, ?)", digests)
 
     def clear_unsynced(self) -> None:
         self.say("DELETE FROM unsynced")
+
+    def add_journal(self, blobs: Iterable[tuple[bytes, int, bytes]]) -> None:
+        """Rows of (sha256, size in bytes, the bytes themselves)."""
+        self._say_all("INSERT INTO journal VALUES (?, ?, ?)", blobs)
+
+    def clear_journal(self) -> None:
+        self.say("DELETE FROM journal")
+
+    def journal(self) -> dict[Digest, bytes]:
+        rows = self._execute("SELECT sha256, size, data FROM journal")
+        return {Digest(sha256, size): data for sha256, size, data in rows}
 
     def delete_blob(self, digest: Digest) -> None:
         self.say("DELETE FROM blob WHERE sha256 = ? AND size = ?", tuple(digest))
@@ -597,7 +657,8 @@ class Catalog:
         return self._execute("SELECT * FROM previous").fetchall()
 
     def unsynced(self) -> list[Digest]:
-        return [Digest(sha256, size) for sha256, size in self._execute("SELECT * FROM unsynced")]
+        rows = self._execute("SELECT DISTINCT sha256, size FROM unsynced")
+        return [Digest(sha256, size) for sha256, size in rows]
 
     # --- drafts ---
 
@@ -693,7 +754,7 @@ def _translated(path: str, exc: sqlite3.Error) -> Exception:
     code = getattr(exc, "sqlite_errorcode", 0)
     if code == sqlite3.SQLITE_FULL:
         return NoSpaceError(f"{path}: no room for the catalog")
-    return CorruptError(f"{path}: {exc}")
     # A quota is an I/O error to SQLite, and so is a full disk when its shared memory is to grow.
     if code & 0xFF == sqlite3.SQLITE_IOERR and (refusal := room_refused(os.path.dirname(path), _AHEAD_BYTES)):
         return NoSpaceError(f"{path}: no room for the catalog: {refusal.strerror}")
+    return CorruptError(f"{path}: {exc}")

@@ -10,6 +10,9 @@ Order of a hard sync, and what a crash in between leaves:
   2. list only later blobs as unsynced, and commit   (WAL not flushed: after power loss an older commit)
   3. fdatasync the WAL
   4. delete the staging files of drafts that were sealed before 1.
+If all it would flush in 1 are a few small blobs, and somebody waits, their bytes go into the catalog's journal
+instead, in the commit of 3: one flush for what takes three. They stay listed as unsynced, and recovery takes the
+bytes from the journal if the blob's file did not reach the disk.
 A commit that reaches the disk by itself, before its blobs are flushed, lists them as unsynced, so that
 recovery knows which contents to check.
 """
@@ -82,10 +85,13 @@ class Committer:
         self._waiting: _Cycle | None = None
         self._wanted = trio.Event()
         self._synced_at_change = -1
-        self._fold = False
         self._doubt: Exception | None = None
         self._full = False
         self._failures = 0
+        self.commits = 0
+        """Since the mount began."""
+        self.syncs = 0
+        """Hard ones, since the mount began."""
         # Set by the store: staging files to delete after the sync, drafts to try again, and those to record
         # because their files stay open.
         self.take_retired: Callable[[], list[str]] = list
@@ -95,8 +101,8 @@ class Committer:
 
     # --- soft ---
 
-    def commit(self) -> None:
-        """Write all changed rows and commit.
+    def commit(self, *, pause: bool = False) -> None:
+        """Write all changed rows and commit; `pause` as of `Catalog.commit`.
 
         Raises:
           NoSpaceError: The disk is full; everything is kept and will be tried again.
@@ -105,17 +111,13 @@ class Committer:
         self._ledger.flush()
         self._replaced.flush()
         try:
-            self._catalog.commit()
+            self._catalog.commit(pause=pause)
         except NoSpaceError:
             self._set_full(True)
             raise
         self._set_full(False)
         self._failures = 0
-        if self._fold:
-            # Directly after a commit nothing follows what the thread has moved: with the little that came
-            # meanwhile moved too, SQLite begins the WAL anew. Some ms, once in 16 MiB of WAL.
-            self._fold = False
-            self._checkpoint()
+        self.commits += 1
 
     def _checkpoint(self) -> None:
         try:
@@ -158,7 +160,7 @@ class Committer:
         if self._doubt is not None:
             raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
         if self._waiting is None:
-            if not self._is_dirty():
+            if not self._is_unsafe():
                 return
             self._waiting = _Cycle()
             self._wanted.set()
@@ -167,7 +169,8 @@ class Committer:
         if cycle.error is not None:
             raise cycle.error
 
-    def _is_dirty(self) -> bool:
+    def _is_unsafe(self) -> bool:
+        """Whether power loss would cost anything now."""
         return (
             self._inodes.has_changes
             or self._ledger.has_changes
@@ -202,31 +205,42 @@ class Committer:
         self._ledger.settle()
         self._replaced.settle()
         try:
-            self.commit()
-        except Exception:
+            await self._flush_catalog()
+        except BaseException:
             # The next one flushes for nothing, but deletes these.
             self._retired += retired
             raise
+        for path in retired:
+            drop_file(path)
+
+    async def _flush_catalog(self) -> None:
+        """Commit, and have all commits survive power loss."""
+        self.commit()
+        self._catalog.extend_wal()
+        self.syncs += 1
         changes = self._catalog.changes()
         try:
             await trio.to_thread.run_sync(self._catalog.flush_wal)
-        except BaseException as exc:
-            self._retired += retired
-            if isinstance(exc, FlushFailedError):
-                self.doubt(exc)
+        except FlushFailedError as exc:
+            self.doubt(exc)
             raise
         self._synced_at_change = changes
-        for path in retired:
-            drop_file(path)
         if self._catalog.wants_checkpoint():
             await trio.to_thread.run_sync(self._checkpoint)
-            self._fold = True
+            # Now nearly nothing is left to move: if that can be done before the next change, the WAL begins anew.
+            self.commit(pause=True)
+            await trio.to_thread.run_sync(self._checkpoint)
 
     def _flush_blobs(self, paths: list[str], everything: bool) -> None:
         if everything or len(paths) > _FEW:
             syncfs(self._tree.root)
         else:
             self._tree.fsync(*paths)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a flush failed, so that no more writes are taken."""
+        return self._doubt is not None
 
     def doubt(self, exc: Exception) -> None:
         """Data already acknowledged may be lost: stop the writes, and say so once."""
@@ -254,7 +268,7 @@ class Committer:
                 self._commit_or_keep()
 
     async def _run_hard(self) -> None:
-        next_keep = trio.current_time() + self._interval_s
+        next_keep = next_flush = trio.current_time() + self._interval_s
         while True:
             with trio.move_on_after(self._interval_s):
                 await self._wanted.wait()
@@ -265,12 +279,18 @@ class Committer:
                 if trio.current_time() >= next_keep:
                     await self.keep_open()
                     next_keep = trio.current_time() + self._interval_s
-            if cycle is None and (self._doubt is not None or not self._is_dirty()):
+            if cycle is None and (
+                self._doubt is not None or not (self._is_unsafe() or self._ledger.has_journaled)
+            ):
                 continue
             try:
                 if self._doubt is not None:
                     raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
-                await self.sync_now()
+                if cycle is not None and trio.current_time() < next_flush and self._ledger.journal():
+                    await self._flush_catalog()
+                else:
+                    await self.sync_now()
+                    next_flush = trio.current_time() + self._interval_s
             except Exception as exc:
                 if cycle is not None:
                     cycle.error = exc

@@ -4,10 +4,11 @@ A soft commit is not flushed, and neither are the blobs it speaks of; after powe
 disk without the other. Those blobs are listed as unsynced, so they are read and compared here, before
 anything else happens. That is at most what was written in one commit interval.
 
-A file with a damaged content goes back to what it, or the name it took, stood for before (see
-`mountstore.namespace.replaced`). If there is nothing to go back to, it was made within the last interval and never
-flushed: it stays as it is and its reads fail, until the same content is written again. The damaged
-blobs are moved aside, so that this puts whole ones in their place.
+A small blob that an fsync promised is in the catalog's journal, and is placed anew from there (see
+`mountstore.namespace.commits`). A file with a damaged content goes back to what it, or the name it took, stood
+for before (see `mountstore.namespace.replaced`). If there is nothing to go back to, it was made within the
+last interval and never flushed: it stays as it is and its reads fail, until the same content is written again.
+The damaged blobs are moved aside, so that this puts whole ones in their place.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def recover_contents(
     """
     unsynced = catalog.unsynced()
     damaged = _find_damaged(catalog, tree, unsynced, cold=cold)
+    damaged -= _restore_journaled(catalog, tree, damaged)
     notes = {row[0]: from_row(row) for row in catalog.previous()}
     affected = {inode for inode, note in notes.items() if note.open}
     if not damaged and not affected:
@@ -126,6 +128,21 @@ def _find_damaged(
     with ThreadPoolExecutor(_THREADS) as pool:
         verdicts = pool.map(is_damaged, checks, chunksize=16)
         return frozenset(digest for (digest, _), bad in zip(checks, verdicts, strict=True) if bad)
+
+
+def _restore_journaled(catalog: Catalog, tree: BalancedTree, damaged: Collection[Digest]) -> set[Digest]:
+    """Place the damaged blobs anew whose bytes are in the journal; returns which.
+
+    They are flushed by the first hard sync after the mount, which flushes everything.
+    """
+    restored = set()
+    if damaged:
+        for digest, data in catalog.journal().items():
+            if digest in damaged and Digest.of(data) == digest:
+                tree.distrust(digest)
+                tree.add_bytes(data, digest)
+                restored.add(digest)
+    return restored
 
 
 class _Judge:
