@@ -157,7 +157,7 @@ def _info(path: bytes, inode: Inode, version: int | None, older: int | None) -> 
 
 async def _describe_version(store: Store, path: bytes, pieces: bool) -> PathInfo:
     if parse_reference(path).selector is None:
-        raise AbsentError(_shown(path))
+        raise AbsentError(f"{_shown(path)}: there is nothing of that name")
     number, version = await store.recall.find_version(path)
     content = EMPTY if version.content is None else version.content
     return PathInfo(
@@ -183,7 +183,7 @@ def _find(store: Store, path: bytes) -> Inode | None:
     inode = store.namespace.get(ROOT)
     for part in _parts(path):
         if not inode.is_directory:
-            raise WantsDirectoryError(_shown(path))
+            raise WantsDirectoryError(f"{_shown(path)}: a part of this path is no directory")
         found = store.namespace.find(inode.id, part)
         if found is None:
             return None

@@ -35,6 +35,7 @@ async def _du(context: Context, arguments: Arguments) -> Answer:
         context.progress(place, len(paths), "paths")
         sharing = await trio.to_thread.run_sync(report_sharing, context.store, path)
         rows.append({"path": path, **_fields(sharing)})
+    context.progress(len(paths), len(paths), "paths")
     return {"rows": rows}
 
 

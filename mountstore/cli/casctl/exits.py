@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import re
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -44,8 +47,33 @@ class AnsweredError(Failure):
     """
 
     def __init__(self, error: str, message: str) -> None:
-        super().__init__(_CODES.get(error, Exit.FAILED), message or error)
+        super().__init__(_CODES.get(error, Exit.FAILED), _in_words(error, message))
         self.error = error
+
+
+_BYTES = re.compile(r"b('.*'|\".*\")", re.DOTALL)
+
+_WORDS = {
+    "ENOENT": "there is no such file, version or blob",
+    "EEXIST": "exists already",
+    "EISDIR": "is a directory",
+    "ENOTDIR": "is no directory",
+    "EROFS": "the mount takes no writes",
+    "ENOSPC": "the disk is full",
+    "EBUSY": "is in use",
+    "EIO": "the store is damaged, or its disk; the log of the mount tells more",
+}
+
+
+def _in_words(error: str, message: str) -> str:
+    """What a person is told: some errors only name the file."""
+    if _BYTES.fullmatch(message):
+        message = os.fsdecode(ast.literal_eval(message))
+    elif not message:
+        message = error
+    elif " " in message:
+        return message
+    return f"{message}: {_WORDS.get(error, error)}"
 
 
 _CODES = {"EINVAL": Exit.USAGE, "EPERM": Exit.DENIED, "EACCES": Exit.DENIED}

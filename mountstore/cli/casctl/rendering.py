@@ -28,6 +28,11 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TiB"
 
 
+def exact_size(size_bytes: int) -> str:
+    """A size, also in bytes."""
+    return size(size_bytes) if size_bytes < 1024 else f"{size(size_bytes)} ({size_bytes:,} bytes)"
+
+
 def number(value: int) -> str:
     """With separators, for people."""
     return f"{value:,}"

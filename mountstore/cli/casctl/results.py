@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mountstore.cli.casctl.exits import Exit
-from mountstore.cli.casctl.rendering import fields, lines, number, sentence, size, table, value, without
+from mountstore.cli.casctl.rendering import (
+    exact_size,
+    fields,
+    lines,
+    number,
+    sentence,
+    size,
+    table,
+    value,
+    without,
+)
 from mountstore.cli.exits import printable
 
 Result = Mapping[str, Any]
@@ -35,7 +45,7 @@ def verdict(command: str, result: Result) -> Exit:
 
 
 def _info(result: Result) -> str:
-    what = {key: item for key, item in result.items() if item not in (None, False)}
+    what = {key: item for key, item in result.items() if item is not None and item is not False}
     content, sharing = what.pop("content", None), what.pop("sharing", None)
     text = [f"{printable(what.pop('path'))}: {what.pop('kind')}"]
     older = what.pop("older_versions", 0)
@@ -43,10 +53,11 @@ def _info(result: Result) -> str:
         what["version"] = f"{what['version']} ({number(older)} before it)" if older else str(what["version"])
     if what.pop("changing", False):
         what["state"] = "being changed; the content is what the last close left"
+    what["size_bytes"] = exact_size(what["size_bytes"])
     text.append(fields(what, "  "))
     if content is not None:
         pieces = content.pop("entries", None)
-        kept = {key: item for key, item in content.items() if item not in (None, 0) or key == "blob_path"}
+        kept = {key: item for key, item in content.items() if item or key == "blob_path"}
         if kept.get("kind") == "blob":
             for redundant in ("pieces", "unique_pieces", "stored_bytes"):
                 kept.pop(redundant, None)
