@@ -81,8 +81,9 @@ class Geometry:
         Raises: MisuseError if not both sides are given in pixels, or something is asked for that does not go
             with cutting.
         """
-        if self.percent or self.area or self.exact or self.enlarge_only or not (self.width and self.height):
-            raise MisuseError(f"{self}: to fill, give both sides in pixels, as 100x100 or 100x100>")
+        self.require_fillable()
+        assert self.width is not None
+        assert self.height is not None
         scale = max(self.width / size.width, self.height / size.height)
         if self.shrink_only:
             scale = min(scale, 1.0)
@@ -90,6 +91,11 @@ class Geometry:
         if max(scaled) > 4 * SIDE_MAX or max(self.width, self.height) > SIDE_MAX:
             raise MisuseError(f"{self}: cannot be filled from an image of {size.width}x{size.height}")
         return scaled, Size(min(int(self.width), scaled.width), min(int(self.height), scaled.height))
+
+    def require_fillable(self) -> None:
+        """Raises: MisuseError if `fill` could not be asked for, whatever the image."""
+        if self.percent or self.area or self.exact or self.enlarge_only or not (self.width and self.height):
+            raise MisuseError(f"{self}: to fill, give both sides in pixels, as 100x100 or 100x100>")
 
     def _percent(self, size: Size) -> Size:
         across = 100.0 if self.width is None else self.width
