@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.control import accounts, basics, state
+from mountstore.control import accounts, basics, resizing, state
 from mountstore.control.command import Registry
 
 __all__ = ["REGISTRY"]
@@ -12,5 +12,6 @@ REGISTRY = Registry(
         *basics.COMMANDS,
         *state.COMMANDS,
         *accounts.COMMANDS,
+        *resizing.COMMANDS,
     )
 )

@@ -15,6 +15,7 @@ from mountstore.care.pins import Pins
 from mountstore.control.holds import Holds
 from mountstore.control.statistics import Statistics
 from mountstore.errors import BusyError
+from mountstore.images.workers import Workers
 from mountstore.store import Store
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Services:
       forget_attributes: The same for the attributes of an inode, given its number.
       forget_versions: The same for what the kernel keeps of old versions that a collection took away.
       explain: The name of the errno for an exception (`ENOENT`); what nobody foresaw is logged.
+      images: The processes that resize images; none before the first is needed.
       messages: The latest lines of the log.
     """
 
@@ -77,6 +79,7 @@ class Services:
     forget_versions: Callable[[], Awaitable[None]] = _nobody_to_tell
     explain: Callable[[Exception], str] = _name_of
     statistics: Statistics = field(default_factory=Statistics)
+    images: Workers = field(default_factory=Workers)
     messages: deque[Message] = field(default_factory=deque)
     mountpoint: str = ""
     count_requests: Callable[[], int] = int

@@ -131,6 +131,7 @@ async def _serve(
             with trio.CancelScope(shield=True):
                 request_loop.uninstall()
                 handshake.close(connection)
+                await services.images.aclose()
                 await operations.release_all()
                 if options.snapshot_s and not options.read_only:
                     await _take_last_snapshot(store)
