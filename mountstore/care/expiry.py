@@ -64,21 +64,37 @@ class _Removed(NamedTuple):
     """The name, if there is nothing else that would keep it."""
 
 
-class Policies:
-    """The policy of each directory: the store's, as changed by the attributes on the way down to it."""
+class Only(NamedTuple):
+    """A part of the tree, and the policy to judge it by; without `name`, all in and below the directory."""
 
-    def __init__(self, inventory: Inventory, store: Policy) -> None:
+    directory: int
+    name: bytes | None
+    policy: Policy
+
+
+class Policies:
+    """The policy of each directory: the store's, as changed by the attributes on the way down to it.
+
+    Args:
+      only: Judge nothing but the names in and below a directory, or one name in it, whatever the attributes say.
+    """
+
+    def __init__(self, inventory: Inventory, store: Policy, only: Only | None = None) -> None:
         self._inventory = inventory
-        self._store = store
-        self._words = inventory.attributes(ATTRIBUTE)
+        self._store = store if only is None else KEEP_ALL
+        self._only = only
+        self._words = inventory.attributes(ATTRIBUTE) if only is None else {}
         self.removed: Final = inventory.removed_directories()
         self._known: dict[int, Policy] = {}
         self.flaws: list[str] = []
         """What could not be understood."""
 
-    def of(self, directory: int) -> Policy:
-        """The policy for names in a directory, which may have been removed."""
-        if not self._words:
+    def of(self, directory: int, name: bytes) -> Policy:
+        """The policy for a name in a directory, which may have been removed."""
+        only = self._only
+        if only is not None and only.name is not None:
+            return only.policy if (directory, name) == (only.directory, only.name) else KEEP_ALL
+        if only is None and not self._words:
             return self._store
         way = []
         number: int | None = directory
@@ -97,6 +113,8 @@ class Policies:
         return self.removed.get(directory) if above is None else above
 
     def _changed(self, policy: Policy, directory: int) -> Policy:
+        if self._only is not None:
+            return self._only.policy if directory == self._only.directory else policy
         words = self._words.get(directory)
         if words is None:
             return policy
@@ -112,8 +130,8 @@ class Policies:
 class Expiry:
     """Judges the names of an inventory one after another; the verdicts are in the inventory when it is done."""
 
-    def __init__(self, inventory: Inventory, store: Policy, now_ns: int) -> None:
-        self.policies = Policies(inventory, store)
+    def __init__(self, inventory: Inventory, store: Policy, now_ns: int, only: Only | None = None) -> None:
+        self.policies = Policies(inventory, store, only)
         self._inventory = inventory
         self._now_ns = now_ns
         self._inhabited: set[int] = set()
@@ -134,7 +152,7 @@ class Expiry:
         verdicts = judge(
             [Superseded(place.row.until_ns, place.row.size, place.row.fleeting) for place in contents],
             self._now_ns,
-            self.policies.of(line.parent),
+            self.policies.of(line.parent, line.name),
         )
         said = list(_with_bases(contents, verdicts))
         self._inventory.judge(said)

@@ -41,7 +41,7 @@ from mountstore.blobs.content import Content, ContentKind, SealedBlob
 from mountstore.blobs.digest import Digest, checksum
 from mountstore.blobs.refs import read_refs
 from mountstore.blobs.verification import read_blob
-from mountstore.care.expiry import Expiry
+from mountstore.care.expiry import Expiry, Only
 from mountstore.care.marks import Marks
 from mountstore.care.roots import Listed, await_seals, hashes_below, hashes_of, in_memory, read_lists
 from mountstore.care.snapshot_tree import SnapshotTree
@@ -50,7 +50,19 @@ from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseE
 from mountstore.namespace.inventory import Inventory
 from mountstore.store import Store
 
-__all__ = ["GRACE_S", "OLDER_THAN_DAYS", "Options", "Report", "Roots", "Tally", "collect", "purge", "untrash"]
+__all__ = [
+    "GRACE_S",
+    "OLDER_THAN_DAYS",
+    "Only",
+    "Options",
+    "Report",
+    "Roots",
+    "Tally",
+    "collect",
+    "prune",
+    "purge",
+    "untrash",
+]
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +140,27 @@ async def _no_step(done: str) -> None:
     pass
 
 
+Progress = Callable[[int, int | None, str], None]
+"""Told how much is done, of how much in all if that is known, and what is counted."""
+
+
+def _no_progress(done: int, total: int | None, unit: str) -> None:
+    pass
+
+
 async def collect(
-    store: Store, options: Options | None = None, *, roots: Sequence[Roots] = (), step: Step = _no_step
+    store: Store,
+    options: Options | None = None,
+    *,
+    roots: Sequence[Roots] = (),
+    step: Step = _no_step,
+    progress: Progress = _no_progress,
 ) -> Report:
     """Collect garbage in a store that is `running`, beside whatever else happens there.
 
     Args:
       roots: Of those parts of the store that refer to blobs outside the catalog.
+      progress: First contents are counted, then blobs.
 
     Raises:
       BusyError: Somebody collects already.
@@ -150,7 +176,21 @@ async def collect(
         store.namespace.require_writable()
     with _watched(store), _prompt_switching():
         await step("watched")
-        return await _Collection(store, options, roots, step).run()
+        return await _Collection(store, options, roots, step, progress).run()
+
+
+async def prune(store: Store, only: Only, *, dry_run: bool = False) -> dict[str, int]:
+    """Drop versions of a part of the tree, without regard to the policies there. Their blobs are for the next
+    collection, and what other names have of them stays.
+
+    Returns: How many were, or would be, dropped, by reason.
+
+    Raises: As `collect`.
+    """
+    if not dry_run:
+        store.namespace.require_writable()
+    with _watched(store), _prompt_switching():
+        return await _Collection(store, Options(dry_run=dry_run), (), _no_step, _no_progress).prune(only)
 
 
 async def purge(store: Store, older_than_days: float = OLDER_THAN_DAYS) -> Tally:
@@ -235,8 +275,10 @@ def _prompt_switching() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-async def _in_stretches(items: Iterator[_T], work: Callable[[_T], object]) -> None:
-    """Do the work for all items in workers, some time at once."""
+async def _in_stretches(
+    items: Iterator[_T], work: Callable[[_T], object], after: Callable[[], None] = lambda: None
+) -> None:
+    """Do the work for all items in workers, some time at once; `after` each, something on this thread."""
 
     def stretch() -> bool:
         end = time.monotonic() + STRETCH_S
@@ -247,13 +289,17 @@ async def _in_stretches(items: Iterator[_T], work: Callable[[_T], object]) -> No
         return False
 
     while await trio.to_thread.run_sync(stretch):
-        pass
+        after()
 
 
 class _Collection:
     """One run."""
 
-    def __init__(self, store: Store, options: Options, roots: Sequence[Roots], step: Step) -> None:
+    def __init__(
+        self, store: Store, options: Options, roots: Sequence[Roots], step: Step, progress: Progress
+    ) -> None:
+        self._progress = progress
+        self._marked = 0
         self._store = store
         self._options = options
         self._roots = roots
@@ -323,6 +369,20 @@ class _Collection:
         await self._mark_contents(inventory.superseded(kept=False), Fate.DROPPED)
         await self._step("judged")
         return await trio.to_thread.run_sync(inventory.kept_versions)
+
+    async def prune(self, only: Only) -> dict[str, int]:
+        """Drop versions of a part of the tree."""
+        await await_seals(self._store)
+        inventory, _ = await self._take_inventory()
+        try:
+            expiry = Expiry(inventory, self._store.config.versions, time.time_ns(), only)
+            await _in_stretches(expiry.run(), lambda _: None)
+            _, dropped = await trio.to_thread.run_sync(inventory.kept_versions)
+            if dropped and not self._options.dry_run:
+                await self._drop(inventory)
+            return dropped
+        finally:
+            inventory.close()
 
     async def _drop(self, inventory: Inventory) -> None:
         """Remove the rows that were judged, from the catalog as it is by now."""
@@ -421,6 +481,7 @@ class _Collection:
         tree = self._store.tree
 
         def mark(content: Content) -> None:
+            self._marked += 1
             if content.digest is None:
                 return
             marks.add(content.digest.sha256)
@@ -434,7 +495,7 @@ class _Collection:
                     self._unreadable += 1
                     self._flaws.append(f"{what} cannot be read: {exc}")
 
-        await _in_stretches(contents, mark)
+        await _in_stretches(contents, mark, lambda: self._progress(self._marked, None, "contents"))
 
     # --- sweeping ---
 
@@ -449,8 +510,11 @@ class _Collection:
             adopted=bool(store.catalog.get_meta("adopted", 0)) and not options.adopted,
             dry_run=options.dry_run,
         )
+        total = await trio.to_thread.run_sync(inventory.count_blobs)
         try:
             while (moved := await trio.to_thread.run_sync(sweep.stretch)) is not None:
+                seen = sum(tally.blobs for tally in sweep.tallies.values())
+                self._progress(seen, max(seen, total), "blobs")
                 if moved:
                     await self._step("moved")
                     await self._in_slices(iter(moved), self._forget)

@@ -20,7 +20,7 @@ from mountstore.blobs.chunking import ChunkingParameters
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.seal import seal, seal_small
 from mountstore.blobs.tree import BalancedTree
-from mountstore.errors import AbsentError, ExistsError, FoundDirectoryError, WantsDirectoryError
+from mountstore.errors import AbsentError, ExistsError, FoundDirectoryError, MisuseError, WantsDirectoryError
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
@@ -127,27 +127,35 @@ class Recall:
 
     # --- getting back ---
 
-    async def restore(self, path: bytes, selector: Selector | None = None) -> Inode:
+    async def restore(
+        self, path: bytes, selector: Selector | None = None, *, to: bytes | None = None
+    ) -> Inode:
         """Let a path have the content, mode, owner and modification time that it had; returns the new inode.
 
         Its directory has to exist. Extended attributes are not recorded with versions, so it has none.
 
+        Args:
+          to: Another path, which gets the version instead.
+
         Raises:
           AbsentError: No such version, or no such directory.
           FoundDirectoryError: The path, or the version, is a directory.
+          WantsDirectoryError: Something on the way to the other path is no directory.
+          MisuseError: That path has no name that a file may have.
           ReadOnlyError, NoSpaceError: Nothing was changed.
         """
         self._namespace.require_writable()
         line, number = await self._select(path, selector)
         version = self._get(line, number)
+        parent, name = (line.parent, line.name) if to is None else self._place_of(to)
         with self._contents.adding():
             content, allocated = await self._content(version)
-            replaced = self._namespace.find(line.parent, line.name)
+            replaced = self._namespace.find(parent, name)
             if replaced is not None and replaced.draft is not None and replaced.writers == 0:
                 await self._sealer.seal(replaced)
             # The name may stand for something else by now, but a number means what it meant, if it is still there.
             self._get(self._timeline.line(line.parent, line.name), number)
-            return self._place(line.parent, line.name, version, content, allocated)
+            return self._place(parent, name, version, content, allocated)
 
     async def undelete(self, path: bytes) -> Inode:
         """Bring a removed file back as it was last; returns the new inode.
@@ -206,6 +214,21 @@ class Recall:
         )
 
     # --- paths ---
+
+    def _place_of(self, path: bytes) -> tuple[int, bytes]:
+        """Directory and name of a path in the tree as it is."""
+        *above, name = [part for part in path.split(b"/") if part] or [b""]
+        if name in (b"", b".", b"..") or path.endswith(b"/"):
+            raise MisuseError(f"{path!r} is no path of a file")
+        parent = ROOT
+        for part in above:
+            inode = self._namespace.find(parent, part)
+            if inode is None:
+                raise AbsentError(repr(path))
+            if not inode.is_directory:
+                raise WantsDirectoryError(repr(path))
+            parent = inode.id
+        return parent, name
 
     async def _select(self, path: bytes, selector: Selector | None) -> tuple[Line, int]:
         """The line of a path, and the number of the version that is meant; the current one by default."""
