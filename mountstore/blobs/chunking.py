@@ -69,10 +69,12 @@ DEFAULT_PARAMETERS: Final = ChunkingParameters()
 class Chunker:
     """Finds the cut points of a stretch of data. Any thread; the search releases the GIL."""
 
-    __slots__ = ("_fastcdc", "max_size")
+    __slots__ = ("_fastcdc", "_worthwhile", "max_size")
 
     def __init__(self, parameters: ChunkingParameters) -> None:
         self.max_size = parameters.max_size
+        # Most pieces end before twice the average; with less in sight the search would mostly be in vain.
+        self._worthwhile = min(2 * parameters.avg_size, parameters.max_size)
         self._fastcdc = FastCDC(
             parameters.avg_size,
             min_size=parameters.min_size,
@@ -90,13 +92,15 @@ class Chunker:
         The buffer is not referred to any more on return, so a bytearray may be resized.
         """
         lengths: list[int] = []
-        if end == 0 or not (final or end >= self.max_size):
+        if end == 0 or not (final or end >= self._worthwhile):
             return lengths
         offset = 0
         chunks = self._fastcdc.cut_buf(memoryview(buffer)[:end])
-        # A cut is certain only with max_size bytes in sight; asking earlier would search in vain.
-        while offset < end and (final or end - offset >= self.max_size):
+        while offset < end and (final or end - offset >= self._worthwhile):
             length = next(chunks).length
+            if not final and length == end - offset < self.max_size:
+                # The search came to the end: more data may move this cut.
+                break
             lengths.append(length)
             offset += length
         return lengths
