@@ -36,7 +36,7 @@ from mountstore.errors import BusyError, ExistsError, StoreError
 from mountstore.namespace.catalog import BlobIndex, Catalog
 from mountstore.namespace.commits import Committer
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.drafts import Drafts
+from mountstore.namespace.drafts import Drafts, inode_of_draft
 from mountstore.namespace.files import Files
 from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.ledger import Ledger
@@ -63,8 +63,9 @@ CONFIG_NAME = "store.toml"
 BLOBS_NAME = "blobs"
 CATALOG_NAME = "catalog.db"
 STAGING_NAME = "staging"
+KEPT_NAME = "kept"
 LOCK_NAME = "lock"
-_BAD = "bad"
+BAD_NAME = "bad"
 TRASH_NAME = "trash"
 PINS_NAME = "pins"
 
@@ -440,7 +441,7 @@ class Store:
         recovered = None
         if not clean:
             recovered = recover_contents(
-                self.catalog, self.tree, aside=os.path.join(self.path, _BAD), cold=doubt
+                self.catalog, self.tree, aside=os.path.join(self.path, BAD_NAME), cold=doubt
             )
         orphans = self.inodes.remove_orphans()
         drafts = self.drafts.restore()
@@ -473,14 +474,16 @@ class Store:
         return " = ".join(os.fsdecode(path) for path in paths) or f"inode {inode}"
 
     def _clear_staging(self) -> None:
-        """Half-written blobs of the last run go; drafts that are nobody's are kept aside."""
+        """Half-written blobs of the last run go, and drafts of files that were removed; others that are nobody's
+        are kept aside."""
         staging = os.path.join(self.path, STAGING_NAME)
         used = self.drafts.staging_in_use()
         for entry in os.scandir(staging):
             if entry.name in used or entry.is_dir(follow_symlinks=False):
                 continue
-            if entry.name.startswith("draft-"):
-                kept = os.path.join(staging, "kept")
+            inode = inode_of_draft(entry.name)
+            if inode is not None and not self.catalog.was_removed(inode):
+                kept = os.path.join(staging, KEPT_NAME)
                 os.makedirs(kept, exist_ok=True)
                 os.rename(entry.path, os.path.join(kept, entry.name))
                 log.warning("%s: an unsealed draft of the last run is kept in %s", entry.name, kept)

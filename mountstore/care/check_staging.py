@@ -10,6 +10,7 @@ import msgspec
 from mountstore.care.findings import Change, Findings, Kind
 from mountstore.care.premises import Premises
 from mountstore.namespace.audit import Audit, DraftFacts
+from mountstore.namespace.drafts import inode_of_draft
 
 _Ranges = list[tuple[int, int]]
 
@@ -37,12 +38,14 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
         names.discard(draft.staging)
     names -= audit.staging_names()
     for name in sorted(names):
-        kept = "keep it aside in staging/kept" if name.startswith("draft-") else "delete it"
-        findings.add(
-            Kind.STAGING_LEFTOVER,
-            f"{name} in staging is nobody's",
-            Change(kept, files=partial(_clear, name=name)),
-        )
+        inode = inode_of_draft(name)
+        if inode is None or audit.was_removed(inode):
+            owner = "a removed file's" if inode is not None else "nobody's"
+            change = Change("delete it", files=partial(_delete, name=name))
+        else:
+            owner = "nobody's"
+            change = Change("keep it aside in staging/kept", files=partial(_clear, name=name))
+        findings.add(Kind.STAGING_LEFTOVER, f"{name} in staging is {owner}", change)
     return sound
 
 
@@ -65,6 +68,10 @@ def _flaw(draft: DraftFacts, names: set[str]) -> str | None:
             return "has an impossible list of extents"
         last = end
     return None
+
+
+def _delete(premises: Premises, name: str) -> None:
+    premises.delete_staged(name)
 
 
 def _clear(premises: Premises, name: str) -> None:

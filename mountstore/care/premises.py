@@ -16,10 +16,13 @@ from typing import Final
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import StoreError
+from mountstore.namespace.drafts import inode_of_draft
 from mountstore.store import (
+    BAD_NAME,
     BLOBS_NAME,
     CATALOG_NAME,
     CONFIG_NAME,
+    KEPT_NAME,
     LOCK_NAME,
     PINS_NAME,
     STAGING_NAME,
@@ -31,9 +34,7 @@ from mountstore.store import (
 
 BLOB_MODE: Final = 0o444
 
-_BAD: Final = "bad"
 _NOTES: Final = "fsck.json"
-_KEPT: Final = "kept"
 _KNOWN: Final = frozenset(
     {
         CONFIG_NAME,
@@ -47,7 +48,7 @@ _KNOWN: Final = frozenset(
         PINS_NAME,
         TRASH_NAME,
     }
-    | {_BAD, _NOTES, _NOTES + ".new", "lost+found"}
+    | {BAD_NAME, _NOTES, _NOTES + ".new", "lost+found"}
 )
 
 
@@ -63,7 +64,7 @@ class Premises:
         self.blobs = os.path.join(self.path, BLOBS_NAME)
         self.catalog = os.path.join(self.path, CATALOG_NAME)
         self.staging = os.path.join(self.path, STAGING_NAME)
-        self.bad = os.path.join(self.path, _BAD)
+        self.bad = os.path.join(self.path, BAD_NAME)
         self.notes = os.path.join(self.path, _NOTES)
         self.configuration: StoreConfig | None = None
         self.configuration_flaw: str | None = None
@@ -163,12 +164,14 @@ class Premises:
         os.chmod(path, BLOB_MODE)
 
     def clear_staged(self, name: str) -> None:
-        """What a mount does with a leftover: a draft is kept aside, a half-written blob goes."""
-        path = os.path.join(self.staging, name)
-        if name.startswith("draft-"):
-            _move_into(path, os.path.join(self.staging, _KEPT))
+        """Keep a draft aside; anything else in staging is a half-written blob, and goes."""
+        if inode_of_draft(name) is not None:
+            _move_into(os.path.join(self.staging, name), os.path.join(self.staging, KEPT_NAME))
         else:
-            _ignoring_absence(os.unlink, path)
+            self.delete_staged(name)
+
+    def delete_staged(self, name: str) -> None:
+        _ignoring_absence(os.unlink, os.path.join(self.staging, name))
 
     def _prune(self, directory: str) -> None:
         """Remove the directories of the tree that were emptied."""

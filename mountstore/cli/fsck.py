@@ -178,6 +178,23 @@ def _show(report: Report, *, verbose: bool) -> None:
         f" ({_count(got.garbage_blobs, 'blob')} of {_size(got.garbage_bytes)} unused by files and versions);"
         f" {got.elapsed_s:.1f} s"
     )
+    _show_kept(report.path)
+
+
+def _show_kept(store: str) -> None:
+    """Say what was set aside, now or earlier: nothing else reminds anybody of it."""
+    from mountstore.care.kept import list_kept
+
+    try:
+        kept = list_kept(store)
+    except OSError:
+        return
+    if kept:
+        size = _size(sum(file.size_bytes for file in kept))
+        print(
+            f"{printable(store)}: {_count(len(kept), 'file')} of {size} set aside in staging/kept and bad;"
+            " nothing refers to them: see what is of use, then remove them"
+        )
 
 
 def _show_one(finding: Finding) -> None:

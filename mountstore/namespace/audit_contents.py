@@ -129,7 +129,7 @@ class AuditedContents(AuditedNames):
     def unread_manifests(self) -> list[Digest]:
         """Manifests that contents name and that were not looked at yet, some thousands at a time."""
         contents = " UNION ".join(
-            f"SELECT sha256, blob_size FROM main.{table} AS t WHERE kind = 2 AND length(sha256) = 32"
+            f"SELECT sha256, blob_size FROM {table} AS t WHERE kind = 2 AND length(sha256) = 32"
             " AND blob_size > 0 AND NOT EXISTS (SELECT 1 FROM temp.manifest AS m"
             " WHERE m.sha256 = t.sha256 AND m.size = t.blob_size)"
             for table in self._contents
@@ -146,7 +146,7 @@ class AuditedContents(AuditedNames):
         """Note what contents name as needed."""
         for table in self._contents:
             self._run(
-                f"INSERT OR IGNORE INTO temp.reference SELECT DISTINCT sha256, blob_size FROM main.{table}"
+                f"INSERT OR IGNORE INTO temp.reference SELECT DISTINCT sha256, blob_size FROM {table}"
                 " WHERE kind IN (1, 2) AND sha256 IS NOT NULL AND blob_size IS NOT NULL"
             )
 
@@ -243,3 +243,12 @@ class AuditedContents(AuditedNames):
             for table in self._staging
             for row in self._rows(f"SELECT staging FROM main.{table} WHERE staging IS NOT NULL")
         }
+    def was_removed(self, inode: int) -> bool:
+        """As `Catalog.was_removed`."""
+        row = self._run("SELECT nlink FROM main.inode WHERE id = ?", (inode,)).fetchone()
+        if row is not None:
+            return bool(row[0] == 0)
+        following = self.meta("next_inode")
+        known = isinstance(following, int) and 0 < inode < following
+        return known and self.meta("boot_id") is not None
+

@@ -494,6 +494,16 @@ class Catalog:
         self.stale.inode(inode)
         self.say("DELETE FROM inode WHERE id = ?", (inode,))
 
+    def was_removed(self, inode: int) -> bool:
+        """Whether an inode once existed, and was removed; asked at start, before anything is committed.
+
+        False if that cannot be said: a catalog that was made from the blobs does not know what there was since.
+        """
+        row = self._execute("SELECT nlink FROM inode WHERE id = ?", (inode,)).fetchone()
+        if row is not None:
+            return bool(row[0] == 0)
+        return bool(0 < inode < self.get_meta("next_inode", 0)) and self.get_meta("boot_id") is not None
+
     def orphans(self) -> list[int]:
         """Inodes without a name, left by a crash while they were still open."""
         return [row[0] for row in self._execute("SELECT id FROM inode WHERE nlink = 0")]

@@ -31,6 +31,15 @@ MEMORY_TOTAL = 256 << 20
 """Bytes of all drafts in memory together."""
 
 
+def inode_of_draft(name: str) -> int | None:
+    """The inode whose draft a file in staging is, going by its name; None for what is no draft."""
+    prefix, _, rest = name.partition("-")
+    if prefix != "draft":
+        return None
+    number = rest.partition("-")[0]
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 20 else 0
+
+
 class Drafts:
     """Drafts of one store.
 

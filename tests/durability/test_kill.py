@@ -74,6 +74,26 @@ def test_files_that_stay_open_lose_no_more_than_what_came_last(make_mount: Mount
             os.close(fd)
 
 
+def test_a_draft_of_a_removed_file_is_not_kept_after_a_crash(mount: LiveMount) -> None:
+    path = mount.path / "large"
+    path.write_bytes(os.urandom(9 << 20))
+    with path.open("r+b") as file:
+        # Once recorded by an fsync, once not.
+        for offset in (1 << 20, 3 << 20):
+            file.seek(offset)
+            file.write(b"changed")
+            file.flush()
+            os.fsync(file.fileno())
+        assert any(name.startswith("draft-") for name in os.listdir(mount.store / "staging"))
+        path.unlink()
+        fd = os.open(mount.path, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+        mount.kill()
+        mount.start()
+    assert os.listdir(mount.store / "staging") == []
+
+
 def write_back(fd: int) -> None:
     """Have the kernel write a file's dirty pages, without the promise of fsync (sync_file_range(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
