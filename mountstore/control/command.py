@@ -130,7 +130,9 @@ class Arguments:
 
     def __contains__(self, key: str) -> bool:
         """Whether it was given."""
-        return self._values.get(key) not in (None, False, [])
+        value = self._values.get(key)
+        # Not by comparing: 0 equals False, and is a value.
+        return value is not None and value is not False and value != []
 
     def flag(self, key: str) -> bool:
         value = self._values[key]
