@@ -17,6 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ import trio
 from durability.power_loss import findings_after_power_loss
 from durability.scenarios import FAULTS, PIECE_MAX, SCENARIOS, content_of
 from durability.seam import PYTHON, Call, Model, choices, record, write_out
+from mountstore.care.repair import repair_store
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.inodes import ROOT
 from mountstore.store import Store, create_store
@@ -88,6 +90,14 @@ class Promises:
         return None in self._states[name] or (0, 0) in self._states[name]
 
 
+class Repairs(Enum):
+    """What fsck.cas does to a store that was not unmounted."""
+
+    NONE = "none"
+    AUTOMATIC = "-p"
+    ALL = "-y"
+
+
 class Verdict(NamedTuple):
     step: int
     survived: str
@@ -95,18 +105,22 @@ class Verdict(NamedTuple):
     files: dict[bytes, bytes | None]
 
 
-def verdicts(recording: Recording, *, seed: int, thorough: bool) -> Iterator[Verdict]:
+def verdicts(
+    recording: Recording, *, seed: int, thorough: bool, repair: Repairs = Repairs.NONE, every: int = 1
+) -> Iterator[Verdict]:
     """Cut the power after each step, in each way; states that were seen before are not looked at again.
 
     Args:
       thorough: More ways, and the checker after each, not after every fourth.
+      repair: What fsck.cas does before the store is mounted.
+      every: Only so many states are looked at: one of `every`.
     """
     choice = random.Random(seed)
     recovered_root = recording.store
     model = Model(recording.store, recording.before, recording.marks)
     promises = Promises()
     seen: set[bytes] = set()
-    heard = 0
+    heard = counted = 0
     for step, call in enumerate(recording.calls):
         if not model.apply(call):
             continue
@@ -122,10 +136,16 @@ def verdicts(recording: Recording, *, seed: int, thorough: bool) -> Iterator[Ver
             if key in seen:
                 continue
             seen.add(key)
+            counted += 1
+            if counted % every:
+                continue
             write_out(files, _empty(recovered_root))
             try:
+                if repair is not Repairs.NONE:
+                    automatic = repair is Repairs.AUTOMATIC
+                    repair_store(str(recovered_root), approve=lambda report: True, automatic_only=automatic)
                 problems = trio.run(_judge, str(recovered_root), promises)
-                if thorough or len(seen) % 4 == 0:
+                if thorough or counted % 4 == 0:
                     problems += findings_after_power_loss(str(recovered_root))
             except Exception as exc:
                 problems = ["".join(traceback.format_exception(exc))]
@@ -172,6 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], help="default: all of them")
     parser.add_argument("--fault", action="append", default=[], choices=FAULTS, help="let the store do that wrong")
     parser.add_argument("--thorough", action="store_true", help="also each change alone, all but each, and parts")
+    choices = [repair.value for repair in Repairs]
+    parser.add_argument("--fsck", default="none", choices=choices, help="repair the store before it is mounted")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each (default: 1)")
     parser.add_argument("--seed", type=int, default=1, help="of the first run (default: 1)")
     options = parser.parse_args(argv)
@@ -182,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             base = Path(tempfile.mkdtemp(prefix="powersteps-", dir="/dev/shm"))
             recording = run_scenario(name, base, *options.fault)
             states = broken = 0
-            for verdict in verdicts(recording, seed=seed, thorough=options.thorough):
+            repair = Repairs(options.fsck)
+            for verdict in verdicts(recording, seed=seed, thorough=options.thorough, repair=repair):
                 states += 1
                 if verdict.problems:
                     broken += 1

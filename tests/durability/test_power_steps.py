@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mount.live import SCALE
 
-from durability.power_steps import run_scenario, verdicts
+from durability.power_steps import Repairs, run_scenario, verdicts
 from durability.scenarios import SCENARIOS
 from durability.seam import Model
 
@@ -19,6 +19,19 @@ def test_after_every_step_every_promise_is_kept(in_memory: Path, scenario: str) 
     recording = run_scenario(scenario, in_memory)
     found = list(verdicts(recording, seed=1, thorough=SCALE > 1))
     assert len(found) > 50
+    assert [(verdict.step, verdict.survived, verdict.problems) for verdict in found if verdict.problems] == []
+
+
+@pytest.mark.parametrize("repair", [Repairs.AUTOMATIC, Repairs.ALL])
+@pytest.mark.parametrize("scenario", ["rename-over", "stay-open"])
+def test_a_check_before_the_mount_takes_nothing_from_recovery(
+    in_memory: Path, scenario: str, repair: Repairs
+) -> None:
+    """The other way round, the mount and then the checker, is part of the test above."""
+    recording = run_scenario(scenario, in_memory)
+    every = 1 if SCALE > 1 else 8
+    found = list(verdicts(recording, seed=1, thorough=False, repair=repair, every=every))
+    assert len(found) > 10
     assert [(verdict.step, verdict.survived, verdict.problems) for verdict in found if verdict.problems] == []
 
 
