@@ -31,7 +31,7 @@ from mountstore.errors import (
     NameTooLongError,
     TooLargeError,
 )
-from mountstore.namespace.blob_sizes import find_digests
+from mountstore.namespace.blob_records import find_digests
 from mountstore.store import Store
 
 __all__ = ["LIST_MAX_BYTES", "PinList", "Pins", "Saved"]
@@ -213,6 +213,31 @@ class Pins:
             if found < len(below):
                 gone.append(Listed(*digest))
         return gone
+
+    async def wait_saved(self) -> None:
+        """Return when every list that was closed is in place."""
+        async with self._saving:
+            pass
+
+    async def missing(self, names: Iterable[str]) -> list[str]:
+        """Those blobs that are neither in the tree nor in the trash."""
+        self._store.commits.commit()
+        listed = [parse_listed(name, name) for name in names]
+        gone = await trio.to_thread.run_sync(self._want, listed)
+        missing = []
+        for line in gone:
+            found = await self.find_in_trash(line)
+            if found is None:
+                in_tree = line.digest is not None and self._store.tree.find(line.digest) is not None
+                missing += [] if in_tree else [line.name]
+        return missing
+
+    async def find_in_trash(self, line: Listed) -> Digest | None:
+        """The blob that a line means, if it is in the trash."""
+        found = await trio.to_thread.run_sync(self._find_in_trash, line)
+        if found is None or await trio.to_thread.run_sync(self._store.trash.find, found) is None:
+            return None
+        return found
 
     def _find_in_trash(self, line: Listed) -> Digest | None:
         if line.digest is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.control import accounts, basics, resizing, state
+from mountstore.control import accounts, basics, collecting, history, resizing, state, upkeep
 from mountstore.control.command import Registry
 
 __all__ = ["REGISTRY"]
@@ -11,6 +11,9 @@ REGISTRY = Registry(
     (
         *basics.COMMANDS,
         *state.COMMANDS,
+        *collecting.COMMANDS,
+        *history.COMMANDS,
+        *upkeep.COMMANDS,
         *accounts.COMMANDS,
         *resizing.COMMANDS,
     )

@@ -52,7 +52,9 @@ class LastCollection(msgspec.Struct, frozen=True):
     """When it ended."""
     live_bytes: int
     versions_bytes: int
-    """Only old versions, or snapshots, have them."""
+    """Only old versions have them."""
+    snapshots_bytes: int
+    """Only snapshots have them."""
     trash_bytes: int
     reclaimable_bytes: int
     """What a dry run says would be collected."""

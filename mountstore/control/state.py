@@ -98,6 +98,7 @@ def gather(services: Services, jobs: Jobs) -> Iterator[Metric]:
         yield Metric("last_collection_seconds", last.at_s, "When the last collection ended (Unix time).", False)
         yield Metric("live_bytes", last.live_bytes, "Of files, at the last collection.", False)
         yield Metric("versions_bytes", last.versions_bytes, "Only of old versions, at the last collection.", False)
+        yield Metric("snapshots_bytes", last.snapshots_bytes, "Only of snapshots, at the last collection.", False)
         yield Metric("trash_bytes", last.trash_bytes, "In the trash, after the last collection.", False)
         yield Metric("reclaimable_bytes", last.reclaimable_bytes, "Garbage, after the last collection.", False)
 

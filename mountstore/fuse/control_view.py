@@ -39,7 +39,7 @@ from mountstore.errors import AbsentError, MisuseError
 from mountstore.fuse.lost_view import LostAndFound
 from mountstore.fuse.pins_view import PinsDirectory
 from mountstore.fuse.virtual import Appearance, Channel, Directory, File, Node, Reader, Stream, Text
-from mountstore.namespace.blob_sizes import find_digests
+from mountstore.namespace.blob_records import find_digests
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.timeline import NOT_YET_NS, VersionReader

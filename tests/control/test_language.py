@@ -125,6 +125,10 @@ def test_arguments() -> None:
     assert arguments.texts("keep") == ["/x", "/y"]
     assert arguments.text("as") == "b"
     assert "quality" in arguments
+    none = COPY.parse(["a", "b", "--quality", "0", "--days", "0"])
+    assert "quality" in none
+    assert "days" in none
+    assert "fill" not in none
     few = COPY.parse(["a", "--", "--fill"])
     assert few.path("dest") == b"--fill"
     assert not few.flag("fill")
