@@ -1,4 +1,4 @@
-"""What programs wrote comes back from the blobs alone: by a mount, and by a reader that is not part of the package."""
+"""What programs wrote comes back from the blobs alone: by a mount, and by a reader that needs no package."""
 
 from __future__ import annotations
 
