@@ -19,6 +19,9 @@ from mountstore.store import create_store
 SCALE = int(os.environ.get("MOUNTSTORE_TEST_SCALE", "1"))
 """Multiplies the counts of the long tests; 10 makes 10,000 files 100,000."""
 
+MODE = tuple(filter(None, os.environ.get("MOUNTSTORE_TEST_OPTIONS", "").split(",")))
+"""Mount options for every mount of the tests, such as `nofastloop,nohandshake`."""
+
 PATIENCE_S = 120
 """Far longer than anything here takes: what hangs is to fail, not to wait for ever."""
 
@@ -66,8 +69,8 @@ class LiveMount:
         assert self._process is None
         program = f"import sys\n{self.prelude}\nfrom mountstore.cli.mount import main\nsys.exit(main())"
         command = [sys.executable, "-c", program, str(self.store), str(self.path), "--foreground"]
-        if self.options:
-            command += ["-o", ",".join(self.options)]
+        if MODE or self.options:
+            command += ["-o", ",".join((*MODE, *self.options))]
         address = f"mountstore-test-{os.getpid()}-{next(_numbers)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, self.log.open("ab") as log:
             told.bind(f"\0{address}")

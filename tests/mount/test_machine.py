@@ -293,12 +293,20 @@ for module, name, value in [
 """Makes a daemon stream, stage and use threads for files of some KiB."""
 
 
-@pytest.mark.parametrize("kind", ["ordinary", "tiny pieces", "small limits"])
-def test_a_mount_behaves_as_a_plain_directory(make_mount: MountMaker, tmp_path: Path, kind: str) -> None:
-    mount = make_mount(
-        piece_max=None if kind == "ordinary" else 65_536,
-        prelude=SMALL_LIMITS if kind == "small limits" else "",
-    )
+@pytest.mark.parametrize(
+    ("options", "piece_max", "prelude"),
+    [
+        pytest.param((), None, "", id="ordinary"),
+        pytest.param((), 65_536, "", id="tiny pieces"),
+        pytest.param((), 65_536, SMALL_LIMITS, id="small limits"),
+        pytest.param(("nofastloop",), None, "", id="original loop"),
+        pytest.param(("nohandshake",), None, "", id="no handshake"),
+    ],
+)
+def test_a_mount_behaves_as_a_plain_directory(
+    make_mount: MountMaker, tmp_path: Path, options: tuple[str, ...], piece_max: int | None, prelude: str
+) -> None:
+    mount = make_mount(*options, piece_max=piece_max, prelude=prelude)
     numbers = itertools.count()
     run_state_machine_as_test(
         lambda: Sides(mount, tmp_path, numbers),  # type: ignore[arg-type]  # it is only called
