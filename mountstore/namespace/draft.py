@@ -144,6 +144,7 @@ class StagedDraft:
     __slots__ = (
         "_closed",
         "_fd",
+        "_named",
         "_puts",
         "_quiet",
         "_reader",
@@ -172,6 +173,8 @@ class StagedDraft:
         self.dirty = RangeSet()
         self.claimed = 0
         self.recorded = False
+        # Its name survives power loss.
+        self._named = False
         # Writes under way in workers, and what to set when there are none left.
         self._puts = 0
         self._quiet = trio.Event()
@@ -301,8 +304,10 @@ class StagedDraft:
 
     def flush(self) -> None:
         """Make the staging file survive power loss; blocks, any thread. Raises: As `fsync_path`."""
-        fsync(self._fd, self.path)
-        fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
+        fsync(self._fd, self.path, data_only=True)
+        if not self._named:
+            fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
+            self._named = True
 
     def to_row(self, inode: int) -> DraftRow:
         """What the catalog has to remember for `from_row` to bring this draft back."""
