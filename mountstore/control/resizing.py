@@ -7,12 +7,10 @@ the image it was made of. A name that has just these bytes already is left as it
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import trio
@@ -20,6 +18,8 @@ import trio
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind, Rows
 from mountstore.control.context import Context
 from mountstore.control.imaging import Found, resize
+from mountstore.control.patterns import Entry, files_in, is_pattern, joined, matching, parts_of
+from mountstore.control.places import find_inode
 from mountstore.errors import (
     AbsentError,
     FoundDirectoryError,
@@ -33,7 +33,7 @@ from mountstore.images.geometry import parse_geometry
 from mountstore.images.job import SUFFIX, Format, Job, format_of, new_job, parse_format
 from mountstore.images.workers import WORKERS
 from mountstore.namespace.history import Version
-from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.inodes import Inode
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.notation import parse_reference
 from mountstore.namespace.placing import place
@@ -42,26 +42,17 @@ from mountstore.store import Store
 _ROWS_MAX: Final = 1000
 """Failures that an answer lists; all are counted."""
 
-_WILD: Final = re.compile(rb"[*?\[]")
-
-
-class _Place(NamedTuple):
-    """A name in a directory."""
-
-    directory: int
-    name: bytes
-
 
 class _Source(NamedTuple):
     """An image to resize: its path, and its place if it is what the path stands for now."""
 
     path: bytes
-    place: _Place | None
+    place: Entry | None
 
 
 class _Task(NamedTuple):
     source: _Source
-    target: _Place
+    target: Entry
     path: bytes
     """Of the target."""
 
@@ -119,14 +110,13 @@ async def _resize(context: Context, arguments: Arguments) -> Answer:
     path, target = arguments.path("src"), arguments.path("dest")
     inode = _find(store, path)
     if inode is not None and inode.is_directory:
-        pattern = _joined(path, b"*")
-    elif inode is None and _WILD.search(path) and not _is_version(store, path):
-        pattern = path
+        sources = [_Source(*found) async for found in files_in(store, inode.id, path)]
+    elif inode is None and is_pattern(path) and not _is_version(store, path):
+        sources = [_Source(*found) async for found in matching(store, path)]
+        if not sources:
+            raise AbsentError(f"{_shown(path)}: no file has such a name")
     else:
         return await _resize_one(context, wish, path, inode, target)
-    sources = [source async for source in _matching(store, pattern)]
-    if not sources and pattern == path:
-        raise AbsentError(f"{_shown(path)}: no file has such a name")
     tasks = await _plan(context, wish, sources, target)
     return await _resize_all(context, wish, tasks)
 
@@ -139,13 +129,13 @@ async def _resize_one(
 ) -> Answer:
     store = context.store
     if inode is not None and not inode.is_regular:
-        raise MisuseError(f"{_shown(path)}: is {_kind(inode)}, not a file")
+        raise MisuseError(f"{_shown(path)}: is {_kind_of(inode)}, not a file")
     source = _Source(path, None if inode is None else _place_of(store, path))
-    *_, name = _parts(parse_reference(path).name if inode is None else path) or [b""]
+    *_, name = parts_of(parse_reference(path).name if inode is None else path) or [b""]
     found = _find(store, target)
     if found is not None and found.is_directory:
-        into, target = found.id, _joined(target, wish.name_for(name))
-        at = _Place(into, _parts(target)[-1])
+        into, target = found.id, joined(target, wish.name_for(name))
+        at = Entry(into, parts_of(target)[-1])
     elif target.endswith(b"/"):
         raise AbsentError(f"{_shown(target)}: there is no such directory")
     else:
@@ -191,7 +181,7 @@ async def _perform(context: Context, wish: _Wish, task: _Task) -> tuple[Found, b
     return found, changed
 
 
-def _put(store: Store, at: _Place, found: Found, version: Version) -> bool:
+def _put(store: Store, at: Entry, found: Found, version: Version) -> bool:
     """Give the target the rendition, without awaiting; False if it has just that already."""
     content = found.rendition.content
     mode, uid, gid = version.mode & 0o777, version.uid, version.gid
@@ -216,14 +206,14 @@ def _put(store: Store, at: _Place, found: Found, version: Version) -> bool:
     return True
 
 
-def _require_replaceable(taken: Inode, at: _Place) -> None:
+def _require_replaceable(taken: Inode, at: Entry) -> None:
     if taken.is_directory:
         raise FoundDirectoryError(f"{_shown(at.name)}: is a directory")
     if not taken.is_regular:
-        raise MisuseError(f"{_shown(at.name)}: is {_kind(taken)}, and is not replaced by an image")
+        raise MisuseError(f"{_shown(at.name)}: is {_kind_of(taken)}, and is not replaced by an image")
 
 
-def _require_other(task: _Task, sources: set[_Place | None]) -> None:
+def _require_other(task: _Task, sources: set[Entry | None]) -> None:
     """Raises: MisuseError if a source would be replaced by its own, or another's, result."""
     if task.target in sources:
         raise MisuseError(
@@ -249,7 +239,7 @@ async def _plan(context: Context, wish: _Wish, sources: Sequence[_Source], targe
     for source in sources:
         assert source.place is not None
         name = wish.name_for(source.place.name)
-        task = _Task(source, _Place(into, name), _joined(target, name))
+        task = _Task(source, Entry(into, name), joined(target, name))
         _require_other(task, own)
         if name in tasks:
             first, second = _shown(tasks[name].source.path), _shown(source.path)
@@ -257,7 +247,7 @@ async def _plan(context: Context, wish: _Wish, sources: Sequence[_Source], targe
         tasks[name] = task
     if directory is None:
         into = await _make_directory(context, target)
-    return [task._replace(target=_Place(into, name)) for name, task in tasks.items()]
+    return [task._replace(target=Entry(into, name)) for name, task in tasks.items()]
 
 
 async def _make_directory(context: Context, path: bytes) -> int:
@@ -305,74 +295,25 @@ async def _resize_all(context: Context, wish: _Wish, tasks: Sequence[_Task]) -> 
 # --- paths ---
 
 
-async def _matching(store: Store, pattern: bytes) -> AsyncIterator[_Source]:
-    """Regular files that a pattern means, in the order of their directories; hidden ones only if it says so."""
-    parts = _parts(pattern)
-    waiting: list[tuple[int, bytes, int]] = [(ROOT, b"", 0)]
-    while waiting:
-        directory, path, depth = waiting.pop()
-        part, last = parts[depth], depth == len(parts) - 1
-        async for name, inode in _named(store, directory, part):
-            if last and inode.is_regular:
-                yield _Source(_joined(path, name), _Place(directory, name))
-            elif not last and inode.is_directory:
-                waiting.append((inode.id, _joined(path, name), depth + 1))
-
-
-async def _named(store: Store, directory: int, pattern: bytes) -> AsyncIterator[tuple[bytes, Inode]]:
-    """Entries of a directory that a pattern of one name means."""
-    if not _WILD.search(pattern):
-        inode = store.namespace.find(directory, pattern)
-        if inode is not None:
-            yield pattern, inode
-        return
-    matches = _matcher(pattern)
-    for count, (name, inode) in enumerate(store.timeline.entries(directory)):
-        if matches(name):
-            yield name, inode
-        if count % 500 == 499:
-            await trio.lowlevel.checkpoint()
-
-
-def _matcher(pattern: bytes) -> Callable[[bytes], object]:
-    # As text of one character a byte: `fnmatch` knows no bytes that are no text.
-    match = re.compile(fnmatch.translate(pattern.decode("latin-1"))).match
-    hidden = pattern.startswith(b".")
-    return lambda name: (hidden or not name.startswith(b".")) and match(name.decode("latin-1"))
-
-
-def _parts(path: bytes) -> list[bytes]:
-    return [part for part in path.split(b"/") if part not in (b"", b".")]
-
-
-def _joined(directory: bytes, name: bytes) -> bytes:
-    return directory.rstrip(b"/") + b"/" + name
-
-
 def _find(store: Store, path: bytes) -> Inode | None:
-    """What a path leads to, or None."""
-    inode = store.namespace.get(ROOT)
-    for part in _parts(path):
-        if not inode.is_directory:
-            return None
-        found = store.namespace.find(inode.id, part)
-        if found is None:
-            return None
-        inode = found
-    return inode
+    """What a path leads to, or None. Raises: WantsDirectoryError, MisuseError."""
+    try:
+        return find_inode(store, path)
+    except AbsentError:
+        return None
 
 
-def _place_of(store: Store, path: bytes) -> _Place:
-    """Raises: AbsentError, WantsDirectoryError if there is no directory in which the name could be."""
-    *above, name = _parts(path) or [b""]
-    if not name or name == b"..":
+def _place_of(store: Store, path: bytes) -> Entry:
+    """Where a name is, or would be. Raises: AbsentError, WantsDirectoryError if there is no such directory."""
+    *above, name = parts_of(path) or [b""]
+    if not name:
         raise FoundDirectoryError(f"{_shown(path)}: is a directory")
     directory = _find(store, b"/".join(above))
     if directory is None:
         raise AbsentError(f"{_shown(path)}: there is no directory {_shown(b'/'.join(above))}")
     if not directory.is_directory:
         raise WantsDirectoryError(f"{_shown(path)}: {_shown(b'/'.join(above))} is no directory")
-    return _Place(directory.id, name)
+    return Entry(directory.id, name)
 
 
 def _is_version(store: Store, path: bytes) -> bool:
@@ -381,7 +322,7 @@ def _is_version(store: Store, path: bytes) -> bool:
     return reference.selector is not None and _find(store, reference.name) is not None
 
 
-def _kind(inode: Inode) -> str:
+def _kind_of(inode: Inode) -> str:
     return "a symbolic link" if stat.S_ISLNK(inode.mode) else "no regular file"
 
 
