@@ -51,12 +51,13 @@ def _describe(version: Version) -> dict[str, object]:
 
 
 def _time(time_ns: int) -> str:
-    """ISO 8601, in UTC, to the microsecond; as `@TIME` takes it."""
+    """ISO 8601, in UTC, to the microsecond, rounded up: `@TIME` then finds what began at that time."""
+    seconds, microseconds = divmod(-(-time_ns // 1000), 1_000_000)
     try:
-        when = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+        when = datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):
         return f"{time_ns} ns"
-    return when.replace(microsecond=time_ns // 1000 % 1_000_000, tzinfo=None).isoformat() + "Z"
+    return when.replace(microsecond=microseconds, tzinfo=None).isoformat() + "Z"
 
 
 async def _restore(context: Context, arguments: Arguments) -> Answer:
