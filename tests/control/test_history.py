@@ -65,8 +65,8 @@ async def test_restore(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]
     assert work.find(b"f").id != old
     assert forgotten == [(ROOT, b"f")]
     assert len((await ask(desk, "versions f"))["rows"]) == 4
-    # The time of a version finds it.
-    when = (await ask(desk, "versions f"))["rows"][1]["modified"]
+    # What came when the first was superseded.
+    when = (await ask(desk, "versions f"))["rows"][0]["superseded"]
     await ask(desk, f"restore f@{when}")
     assert await content_of(work, b"f") == b"two"
     assert await refused(desk, "restore /f@99") == "AbsentError"
