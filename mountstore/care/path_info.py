@@ -17,6 +17,7 @@ from mountstore.blobs.describe import describe
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.sharing import Sharing, report_sharing
+from mountstore.care.space_report import settle
 from mountstore.errors import AbsentError, WantsDirectoryError
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.notation import parse_reference
@@ -131,8 +132,7 @@ async def describe_path(
     content = await _content(store, inode.content, pieces) if inode.is_regular else None
     shared = None
     if sharing:
-        if not store.read_only:
-            store.commits.commit()
+        await settle(store)
         shared = await trio.to_thread.run_sync(report_sharing, store, path)
     return msgspec.structs.replace(info, content=content, sharing=shared)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import msgspec
@@ -9,10 +10,13 @@ import trio
 
 from mountstore.blobs.trash import Trash
 from mountstore.care.sweep import Tally
+from mountstore.errors import MountstoreError
 from mountstore.namespace.totals import CatalogTotals, read_totals
 from mountstore.store import Store
 
-__all__ = ["SpaceReport", "report_space"]
+__all__ = ["SpaceReport", "report_space", "settle"]
+
+log = logging.getLogger(__name__)
 
 
 class SpaceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +55,7 @@ async def report_space(store: Store) -> SpaceReport:
 
     Cancellation: Nothing was changed.
     """
-    if not store.read_only:
-        store.commits.commit()
+    await settle(store)
     totals, trash = await trio.to_thread.run_sync(_read, store.catalog.path, store.trash)
     disk = store.statvfs()
     stored = Tally(totals.blobs, totals.blob_bytes)
@@ -70,6 +73,21 @@ async def report_space(store: Store) -> SpaceReport:
         disk_bytes=disk.f_blocks * disk.f_frsize,
         available_bytes=disk.f_bavail * disk.f_frsize,
     )
+
+
+async def settle(store: Store) -> None:
+    """Have what was closed by now in the catalog, as far as there is room to seal it.
+
+    Raises: NoSpaceError if the catalog itself cannot be written.
+    """
+    if store.read_only:
+        return
+    try:
+        await store.sealer.settle()
+    except (MountstoreError, OSError) as exc:
+        # The file is there as it was before, which is what the catalog says; the log tells more.
+        log.info("a report leaves out a file that cannot be sealed: %s", exc)
+    store.commits.commit()
 
 
 def _read(catalog_path: str, trash: Trash) -> tuple[CatalogTotals, Tally]:

@@ -7,7 +7,7 @@ import trio
 
 from mountstore.care.path_info import describe_path
 from mountstore.care.sharing import report_sharing
-from mountstore.care.space_report import report_space
+from mountstore.care.space_report import report_space, settle
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind, Rows
 from mountstore.control.context import Context
 
@@ -27,8 +27,7 @@ async def _df(context: Context, arguments: Arguments) -> Answer:
 
 
 async def _du(context: Context, arguments: Arguments) -> Answer:
-    if not context.store.read_only:
-        context.store.commits.commit()
+    await settle(context.store)
     paths = arguments.paths("path") or [b"/"]
     rows: Rows = []
     for place, path in enumerate(paths):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountstore.cli.casctl.arguments import find_command, make_parser, words_of
+from mountstore.cli.casctl.arguments import find_command, make_parser, sorted_words, words_of
 from mountstore.cli.casctl.completion import script
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.casctl.main import all_commands, main
@@ -41,7 +41,7 @@ COMMAND = Command(
 
 
 def line_of(*words: str) -> list[str]:
-    got = make_parser(COMMAND).parse_intermixed_args(list(words))
+    got = make_parser(COMMAND).parse_args(sorted_words(words, COMMAND))
     return words_of(COMMAND, got, lambda path: "/inside/" + path)
 
 

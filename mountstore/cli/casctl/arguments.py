@@ -156,6 +156,25 @@ def make_parser(command: AnyCommand) -> argparse.ArgumentParser:
     return parser
 
 
+def sorted_words(words: Sequence[str], command: AnyCommand) -> list[str]:
+    """The words with all options first, then `--`: argparse does not take options among places reliably."""
+    valued = {f"--{name}" for name in ("mount",)}
+    valued |= {argument.name for argument in command.arguments if argument.kind is not Kind.FLAG}
+    options: list[str] = []
+    places: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            places += rest
+        elif word.startswith("-") and word != "-":
+            options.append(word)
+            if word in valued:
+                options += [following for following in (next(rest, None),) if following is not None]
+        else:
+            places.append(word)
+    return [*options, "--", *places] if places else options
+
+
 def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     # argparse takes a % in a help text for a format.
     text = argument.help.replace("%", "%%")

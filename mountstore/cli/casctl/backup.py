@@ -65,6 +65,7 @@ class _MountedSource:
     def __init__(self, control: Control) -> None:
         self.store = control.mount.source
         self._control = control
+        self._number: int | None = None
         self._renewed_s = time.monotonic()
         self._hold()
 
@@ -78,11 +79,13 @@ class _MountedSource:
             self._hold()
 
     def _hold(self) -> None:
-        self._control.run(["gc", "hold", f"--timeout={_HOLD_S}"])
+        again = [] if self._number is None else [f"--again={self._number}"]
+        answer = self._control.run(["gc", "hold", f"--timeout={_HOLD_S}", *again])
+        self._number = int(answer["hold"])
         self._renewed_s = time.monotonic()
 
     def release(self) -> None:
-        self._control.run(["gc", "release"])
+        self._control.run(["gc", "release", str(self._number)])
 
 
 class _UnmountedSource:

@@ -14,6 +14,7 @@ from mountstore.cli.casctl.arguments import (
     make_main_parser,
     make_parser,
     note_settings,
+    sorted_words,
     take_settings,
     words_of,
 )
@@ -56,7 +57,7 @@ def _run(argv: Sequence[str]) -> int:
     commands = all_commands()
     words = take_settings(argv, settings, commands)
     command, rest = find_command(words, commands)
-    got = make_parser(command).parse_intermixed_args(rest)
+    got = make_parser(command).parse_args(sorted_words(rest, command))
     note_settings(got, settings)
     if isinstance(command, OwnCommand):
         return command.run(settings, got)

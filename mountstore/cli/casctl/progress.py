@@ -45,8 +45,8 @@ class ProgressBar:
         if not self._shown:
             return
         if self._bar is None or unit != self._unit:
-            self._begin(unit)
-        assert self._bar is not None
+            self._begin(done, total, unit)
+            return
         self._bar.update(self._task, completed=done, total=total)
 
     def _end(self) -> None:
@@ -54,7 +54,7 @@ class ProgressBar:
             self._bar.stop()
             self._bar = None
 
-    def _begin(self, unit: str) -> None:
+    def _begin(self, done: int, total: int | None, unit: str) -> None:
         # Imported here: half of what a quick command takes.
         from rich.console import Console
         from rich.progress import (
@@ -86,6 +86,6 @@ class ProgressBar:
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task(self._title, total=None, unit=unit)
+        self._task = self._bar.add_task(self._title, completed=done, total=total, unit=unit)
         self._unit = unit
         self._bar.start()

@@ -38,10 +38,8 @@ def render(command: str, result: Result, got: argparse.Namespace) -> str:
 
 def verdict(command: str, result: Result) -> Exit:
     """The exit code of a command that ran through."""
-    damaged = result.get("damaged")
-    if isinstance(damaged, dict):
-        damaged = damaged.get("blobs")
-    return Exit.FAILED if damaged else Exit.OK
+    bad = result.get("damaged_blobs") or result.get("unreadable_blobs")
+    return Exit.FAILED if command == "scrub" and bad else Exit.OK
 
 
 def _info(result: Result) -> str:
@@ -139,6 +137,26 @@ def _gc(result: Result) -> str:
     return "\n".join(text)
 
 
+def _versions(result: Result) -> str:
+    rows = []
+    for row in result["rows"]:
+        rows.append(
+            {
+                "version": row["version"],
+                "bytes": row["bytes"],
+                "mode": row["mode"],
+                "modified": row["modified"],
+                "until": "now" if row["current"] else row["superseded"],
+                "blob": "(a directory)" if row["directory"] else (row["blob"] or "")[:_DIGEST_SHOWN],
+            }
+        )
+    return table(rows) or "no versions"
+
+
+_DIGEST_SHOWN = 16
+"""Characters of a blob's name; 64 bits tell any two apart. info and --json have all of it."""
+
+
 def _jobs(result: Result) -> str:
     rows = []
     for row in result["rows"]:
@@ -169,4 +187,5 @@ _SPECIAL: dict[str, Callable[[Result], str]] = {
     "du": _du,
     "gc": _gc,
     "jobs": _jobs,
+    "versions": _versions,
 }

@@ -1,0 +1,285 @@
+"""casctl on real mounts: which mount is meant, what is answered, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mount.live import LiveMount, run
+
+from casctl.conftest import MountMaker
+from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
+
+# A command that ends only when it is told to, on both sides.
+WAITING = """
+import trio
+from mountstore.control import basics, command
+
+async def _wait(context, arguments):
+    context.progress(1, 3, "steps")
+    try:
+        await trio.sleep_forever()
+    finally:
+        context.store.namespace.waited = True
+
+basics.COMMANDS = (*basics.COMMANDS, command.Command("wait", "Wait.", _wait, long=True))
+"""
+
+
+def client(*arguments: str) -> str:
+    """A casctl that knows of it."""
+    return (
+        f"{WAITING}\nimport sys\nfrom mountstore.cli.casctl.main import main\nsys.exit(main({arguments!r}))"
+    )
+
+
+# --- which mount ---
+
+
+def test_the_mount_is_found_from_anywhere_in_it(shared_mount: LiveMount, tmp_path: Path) -> None:
+    top = shared_mount.path
+    (top / "d" / "e").mkdir(parents=True)
+    (top / "d" / "f").write_text("hello")
+    (top / "d" / "link").symlink_to("f")
+    (tmp_path / "into").symlink_to(top / "d")
+    (tmp_path / "root").symlink_to(top)
+    mountpoint = str(top)
+    assert result("status", cwd=top / "d" / "e")["mountpoint"] == mountpoint
+    assert result("--mount", top / "d", "status")["mountpoint"] == mountpoint
+    assert result("status", "--mount", tmp_path / "root")["mountpoint"] == mountpoint
+    assert result("status", CASCTL_MOUNT=mountpoint)["mountpoint"] == mountpoint
+    wanted = [(str(top / "d" / "f"), tmp_path), ("f", top / "d"), ("../f", top / "d" / "e"), ("d//./f", top)]
+    for path, cwd in [*wanted, ("into/f", tmp_path)]:
+        assert result("info", path, cwd=cwd)["path"] == "/d/f"
+    # A link is what it is, not what it leads to; one from outside leads in.
+    assert result("info", top / "d" / "link")["kind"] == "symbolic link"
+    assert result("info", tmp_path / "into")["path"] == "/d"
+    assert result("info", ".", cwd=top)["path"] == "/"
+    assert result("info", top)["path"] == "/"
+    assert result("info", "..", cwd=top / "d" / "e")["path"] == "/d"
+
+
+def test_a_bind_mount_of_a_part_is_the_same_mount(shared_mount: LiveMount, tmp_path: Path) -> None:
+    part = shared_mount.path / "part"
+    part.mkdir()
+    (part / "f").write_text("hello")
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    run("mount", "--bind", part, bound)
+    try:
+        assert result("info", bound / "f")["path"] == "/part/f"
+        assert result("status", cwd=bound)["mountpoint"] == str(shared_mount.path)
+    finally:
+        run("umount", bound)
+
+
+def test_outside_of_every_mount(shared_mount: LiveMount, tmp_path: Path) -> None:
+    for arguments in (["info", "/etc/passwd"], ["--mount", "/etc", "status"], ["info", "/nowhere/at/all"]):
+        ended = casctl(*arguments, cwd=tmp_path)
+        assert (ended.returncode, ended.stdout) == (3, "")
+        assert ended.stderr.endswith(": is not in a mount of mountstore\n")
+    ended = casctl("--mount", shared_mount.path, "info", "/etc/passwd")
+    assert ended.returncode == 3 and f"the mount is {shared_mount.path}" in ended.stderr
+
+
+def test_paths_of_two_mounts_are_refused(shared_mount: LiveMount, make_mount: MountMaker) -> None:
+    other = make_mount()
+    ended = casctl("du", shared_mount.path, other.path)
+    assert ended.returncode == 2 and "in another mount" in ended.stderr
+    ended = casctl("status", cwd=Path("/"))
+    assert (
+        ended.returncode == 3 and str(other.path) in ended.stderr and str(shared_mount.path) in ended.stderr
+    )
+
+
+def test_odd_names_arrive(shared_mount: LiveMount) -> None:
+    names = [
+        b"a b",
+        b"quo'te\"s",
+        b"new\nline",
+        b"\xff\xfe",
+        b"$HOME;&|#",
+        b"-n",
+        b"--json",
+        "ünï".encode(),
+        b"back\\",
+    ]
+    directory = os.fsencode(shared_mount.path) + b"/odd"
+    os.mkdir(directory)
+    for number, name in enumerate(names):
+        with open(directory + b"/" + name, "wb") as file:
+            file.write(b"%d" % number * (number + 1))
+    for number, name in enumerate(names):
+        path = os.fsdecode(directory + b"/" + name)
+        found = result("info", path)
+        assert (found["path"], found["size_bytes"]) == (os.fsdecode(b"/odd/" + name), number + 1)
+        assert "odd/" in done("info", path)
+    assert result("info", "--", "-n", cwd=shared_mount.path / "odd")["path"] == "/odd/-n"
+
+
+# --- answers ---
+
+
+def test_info_for_people_and_programs(shared_mount: LiveMount) -> None:
+    file = shared_mount.path / "report"
+    file.write_text("first")
+    file.write_text("second one")
+    text = done("info", file)
+    assert text.startswith("/report: file\n")
+    assert re.search(r"^  version +2 \(1 before it\)$", text, re.MULTILINE)
+    path = re.search(r"^  blob path +(.*)$", text, re.MULTILINE)
+    assert path is not None and Path(path[1]).read_text() == "second one"
+    old = result("info", f"{file}@1")
+    assert Path(old["content"]["blob_path"]).read_text() == "first"
+    assert old["content"]["blob_path"] == f"{shared_mount.store}/{old['content']['blob']}"
+    ended = casctl("info", shared_mount.path / "nowhere")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "casctl: /nowhere: there is nothing of that name\n"
+    ended = casctl("--json", "info", shared_mount.path / "nowhere")
+    assert ended.returncode == 1 and json.loads(ended.stdout)["error"] == "ENOENT"
+
+
+def test_df_and_du(make_mount: MountMaker) -> None:
+    mount = make_mount(piece_max=64 << 10)
+    (mount.path / "d").mkdir()
+    data = os.urandom(300_000)
+    (mount.path / "d" / "a").write_bytes(data)
+    (mount.path / "b").write_bytes(data)
+    (mount.path / "c").write_bytes(b"alone")
+    space = result("df", cwd=mount.path)
+    assert (space["files"], space["logical_bytes"]) == (3, 600_005)
+    assert 300_000 < space["stored"]["bytes"] < 310_000
+    assert space["stored"]["bytes"] == sum(int(name.split("_")[1], 16) for name in mount.blobs())
+    assert space["ratio"] > 1.9
+    text = done("df", cwd=mount.path)
+    assert "585.9 KiB" in text and "deduplication: 1.9" in text
+    rows = {row["path"]: row for row in result("du", "d", "c", ".", cwd=mount.path)["rows"]}
+    assert rows["/d"]["unique_bytes"] == 0 and rows["/d"]["shared_bytes"] > 300_000
+    assert rows["/c"]["unique_bytes"] == 5
+    assert rows["/"]["stored_bytes"] == space["stored"]["bytes"]
+    assert re.search(r"^ *5 B +5 B +5 B +0 B +1  /c$", done("du", "c", cwd=mount.path), re.MULTILINE)
+
+
+def test_quiet_says_nothing(shared_mount: LiveMount) -> None:
+    assert done("-q", "status", cwd=shared_mount.path) == ""
+    assert casctl("-q", "info", "nowhere", cwd=shared_mount.path).stderr
+
+
+def test_a_reader_that_has_seen_enough(shared_mount: LiveMount) -> None:
+    ended = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{CASCTL} help | head -n 1"],
+        cwd=shared_mount.path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# --- how it ends ---
+
+
+def test_others_are_told_who_may(shared_mount: LiveMount) -> None:
+    ended = casctl_as(65534, "--mount", shared_mount.path, "status")
+    assert (ended.returncode, ended.stdout) == (5, "")
+    assert "only root may control this mount" in ended.stderr
+
+
+def test_a_mount_that_nobody_serves(make_mount: MountMaker) -> None:
+    mount = make_mount(checked=False)
+    pid = mount.pid
+    os.kill(pid, signal.SIGKILL)
+    with open(f"/proc/{pid}/stat") as state:
+        assert state
+    # Its end is only known when the process is gone; the mount is still there.
+    assert mount._process is not None
+    mount._process.wait(PATIENCE_S)
+    ended = casctl("--mount", mount.path, "status")
+    assert ended.returncode == 3
+    assert f"mount.cas {mount.store} {mount.path}" in ended.stderr
+    mount.kill()
+    mount.start()
+
+
+def test_an_interrupt_cancels_the_job(make_mount: MountMaker) -> None:
+    mount = make_mount(prelude=WAITING)
+    program = client("--json", "wait")
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=mount.path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        job = json.loads(process.stdout.readline())["job"]
+        progress = json.loads(process.stdout.readline())
+        assert (progress["type"], progress["done"], progress["total"]) == ("progress", 1, 3)
+        (row,) = [row for row in result("jobs", cwd=mount.path)["rows"] if row["job"] == job]
+        assert (row["state"], row["done"], row["total"], row["unit"]) == ("running", 1, 3, "steps")
+        assert "1 of 3 steps" in done("jobs", cwd=mount.path)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "casctl: interrupted\n"
+        assert process.wait(PATIENCE_S) == 130
+    (row,) = [row for row in result("jobs", cwd=mount.path)["rows"] if row["job"] == job]
+    assert row["state"] == "cancelled"
+
+
+def test_cancelling_from_elsewhere(make_mount: MountMaker) -> None:
+    mount = make_mount(prelude=WAITING)
+    program = client("--json", "wait")
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=mount.path, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        job = json.loads(process.stdout.readline())["job"]
+        done("cancel", str(job), cwd=mount.path)
+        (*_, last) = map(json.loads, process.stdout.read().splitlines())
+        assert last["type"] == "error" and process.wait(PATIENCE_S) == 1
+
+
+def test_a_bar_on_a_terminal_only(make_mount: MountMaker) -> None:
+    mount = make_mount(prelude=WAITING)
+    program = client("wait")
+    terminal, side = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=mount.path,
+        env=environment(TERM="xterm", COLUMNS="120"),
+        stdout=subprocess.PIPE,
+        stderr=side,
+    ) as process:
+        os.close(side)
+        shown = b""
+        while b"steps" not in shown:
+            shown += os.read(terminal, 10_000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+    os.close(terminal)
+    assert b"wait" in shown and b"1/3" in shown
+
+
+def test_many_at_once(shared_mount: LiveMount) -> None:
+    commands = [["status"], ["df"], ["du"], ["jobs"], ["info", "."]]
+    running = [
+        subprocess.Popen(
+            [CASCTL, *command], cwd=shared_mount.path, env=environment(), stdout=subprocess.DEVNULL
+        )
+        for command in commands
+    ]
+    assert [process.wait(PATIENCE_S) for process in running] == [0] * len(commands)
+
+
+@pytest.mark.parametrize("arguments", [["stats"], ["status"], ["jobs"], ["df"], ["du"]])
+def test_every_report_is_shown(shared_mount: LiveMount, arguments: list[str]) -> None:
+    assert done(*arguments, cwd=shared_mount.path).strip()
+    assert answers(*arguments, cwd=shared_mount.path)[-1]["type"] == "result"
