@@ -22,7 +22,7 @@ from typing import NoReturn
 import msgspec
 
 from mountstore.errors import MisuseError, TooLargeError
-from mountstore.images.confine import address_space_bytes, confine, limit
+from mountstore.images.confine import address_space_bytes, confine, end_with_parent, limit
 from mountstore.images.job import MESSAGE_MAX, Outcome, Request
 from mountstore.images.render import Made, UnreadableError, prepare, render
 
@@ -62,6 +62,7 @@ def _in_child(request: Request, source: int, result: int, base_bytes: int, conne
     if child == 0:
         os.close(answer)
         connection.close()
+        end_with_parent()
         _work(request, source, result, base_bytes, told)
     os.close(told)
     with open(answer, "rb") as stream:
@@ -117,6 +118,9 @@ def _written(made: Made, result: int, result_bytes: int) -> Outcome:
     if size_bytes > result_bytes:
         raise TooLargeError(f"the result has {size_bytes:,} bytes; the limit is {result_bytes:,}")
     with open(result, "r+b", buffering=0, closefd=False) as file:
+        # One that was killed may have begun.
+        file.truncate(0)
+        file.seek(0)
         view = memoryview(made.data)
         while view:
             view = view[file.write(view) :]

@@ -2,7 +2,7 @@
 
 The daemon has many threads and open files, so a worker is a fresh program, not a fork, and gets no descriptor
 but its end of a socket, and over that the two files of each job. Whatever happens to a worker (it is killed, runs
-out of memory, answers nonsense) is an `ImageError` for the job at hand, and the next job gets another one.
+out of memory, answers nonsense) is at worst an `ImageError` for the job at hand; the next job gets another one.
 
 Everything here runs on one trio thread.
 """
@@ -135,6 +135,8 @@ class Workers:
             raise TooLargeError(outcome.error)
         if outcome.error:
             raise ImageError(outcome.error)
+        if os.fstat(result).st_size != outcome.size_bytes:
+            raise ImageError("the result is not what its maker says")
         return outcome
 
     async def aclose(self) -> None:
@@ -145,18 +147,22 @@ class Workers:
 
     async def _ask(self, request: Request, source: int, result: int) -> Outcome:
         limits = request.limits
-        worker = await self._take()
-        try:
-            with trio.fail_after(limits.wall_s + _GRACE_S):
-                outcome = await worker.ask(request, source, result)
-        except BaseException as exc:
-            status = await worker.end()
-            if isinstance(exc, trio.TooSlowError):
-                raise TooLargeError(f"it took longer than {limits.wall_s:g} s") from None
-            if isinstance(exc, _Lost):
-                how = f"signal {-status}" if status < 0 else f"exit code {status}"
-                raise ImageError(f"the process that resizes images died ({how}); try again") from None
-            raise
+        while True:
+            worker, fresh = await self._take()
+            try:
+                with trio.fail_after(limits.wall_s + _GRACE_S):
+                    outcome = await worker.ask(request, source, result)
+                break
+            except BaseException as exc:
+                status = await worker.end()
+                if isinstance(exc, trio.TooSlowError):
+                    raise TooLargeError(f"it took longer than {limits.wall_s:g} s") from None
+                if not isinstance(exc, _Lost):
+                    raise
+                # One that had been waiting may have died of anything: another is asked, but that is all.
+                if fresh:
+                    how = f"signal {-status}" if status < 0 else f"exit code {status}"
+                    raise ImageError(f"the process that resizes images died ({how}); try again") from None
         if self._closed:
             await worker.end()
         else:
@@ -169,18 +175,19 @@ class Workers:
             self._clearing = True
             trio.lowlevel.spawn_system_task(self._clear, name="idle image workers")
 
-    async def _take(self) -> _Worker:
+    async def _take(self) -> tuple[_Worker, bool]:
+        """A worker, and whether it was started just now."""
         while self._idle:
             # The one used last: the others may end for want of work.
             worker, _ = self._idle.pop()
             if worker.process.poll() is None:
-                return worker
+                return worker, False
             await worker.end()
         if self._closed:
             raise ImageError("the mount is being ended")
         worker = await _Worker.start()
         self.started += 1
-        return worker
+        return worker, True
 
     async def _clear(self) -> None:
         """End workers that nobody has used for some time, until there are none."""

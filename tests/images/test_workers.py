@@ -213,22 +213,50 @@ async def test_damaged_images_are_errors_or_pictures(workers: Workers, name: str
     assert workers.started == 1
 
 
-async def test_a_worker_that_is_killed_fails_its_job_only(workers: Workers) -> None:
-    await assert_well(workers)
-    (pid,) = worker_pids()
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_worker_that_is_killed_fails_its_job_at_most(workers: Workers, used: bool) -> None:
+    if used:
+        await assert_well(workers)
     slow = encoded(Image.effect_noise((1000, 1000), 90), "PNG")
 
     async def kill_when_at_work() -> None:
-        while not children_of(pid):
+        while not (pids := worker_pids()) or not children_of(pids[0]):
             await trio.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pids[0], signal.SIGKILL)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kill_when_at_work)
+        if used:
+            # It is done by another.
+            outcome, _ = await work(workers, slow, new_job("500", Format.AVIF))
+            assert outcome.width == 500
+        else:
+            with pytest.raises(ImageError, match="signal 9"):
+                await work(workers, slow, new_job("2000", Format.AVIF))
+    await assert_well(workers)
+    assert workers.started == 2
+
+
+async def test_a_decoder_ends_with_its_worker(workers: Workers) -> None:
+    slow = encoded(Image.effect_noise((1000, 1000), 90), "PNG")
+    decoders = []
+
+    async def kill_when_at_work() -> None:
+        while not (pids := worker_pids()) or not (children := children_of(pids[0])):
+            await trio.sleep(0.001)
+        decoders.extend(children)
+        await trio.sleep(0.05)
+        os.kill(pids[0], signal.SIGKILL)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kill_when_at_work)
         with pytest.raises(ImageError, match="signal 9"):
-            await work(workers, slow, new_job("2000", Format.AVIF))
-    await assert_well(workers)
-    assert workers.started == 2
+            await work(workers, slow, new_job("6000", Format.AVIF))
+    with trio.fail_after(5):
+        while Path(f"/proc/{decoders[0]}/cmdline").exists():
+            if not Path(f"/proc/{decoders[0]}/cmdline").read_bytes():
+                break  # dead, and nobody has taken notice
+            await trio.sleep(0.01)
 
 
 async def test_a_decoder_that_is_killed_fails_its_job_only(workers: Workers) -> None:

@@ -1,0 +1,147 @@
+"""`resize` through the control file of a real mount: what programs see of it, and what hostile images do to it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from images.pictures import corners, decoded, encoded, quarters
+from images.test_workers import png
+from PIL import Image
+
+from mount.conftest import MountMaker
+from mount.live import LiveMount
+
+
+class Refused(Exception):
+    """The command failed; `number` is the errno of the write."""
+
+    def __init__(self, number: int | None, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@contextmanager
+def control_of(mount: LiveMount) -> Iterator[int]:
+    fd = os.open(mount.path / ".cas" / "control", os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def resize(fd: int, *words: str) -> dict[str, Any]:
+    """Run the command; returns its result."""
+    number = None
+    try:
+        os.write(fd, f"resize {' '.join(words)}\n".encode())
+    except OSError as exc:
+        number = exc.errno
+    data = b""
+    while part := os.read(fd, 1 << 16):
+        data += part
+    answer: dict[str, Any] = [json.loads(line) for line in data.splitlines()][-1]
+    if number is not None or answer["type"] == "error":
+        assert number == getattr(errno, answer["error"])
+        raise Refused(number, answer["message"])
+    return answer
+
+
+def workers_of(mount: LiveMount) -> list[int]:
+    threads = Path(f"/proc/{mount.pid}/task").glob("*/children")
+    children = [int(word) for thread in threads for word in thread.read_text().split()]
+    return [child for child in children if b"images.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_programs_see_the_result_at_once(mount: LiveMount) -> None:
+    root = mount.path
+    (root / "a.jpg").write_bytes(encoded(quarters(), "JPEG"))
+    (root / "b.jpg").write_bytes(b"what was there")
+    # The kernel now knows that one is absent, and what the other has.
+    assert not (root / "absent.png").exists()
+    before = (root / "b.jpg").stat()
+    with (root / "b.jpg").open("rb") as held, control_of(mount) as control:
+        assert resize(control, "a.jpg", "40x40", "/absent.png")["changed"]
+        assert resize(control, "a.jpg", "'20x20>'", "b.jpg")["changed"]
+        assert held.read() == b"what was there"
+    assert decoded((root / "absent.png").read_bytes()).size == (40, 30)
+    assert decoded((root / "b.jpg").read_bytes()).size == (20, 15)
+    assert (root / "b.jpg").stat().st_ino != before.st_ino
+    assert {"absent.png", "a.jpg", "b.jpg"} == set(os.listdir(root))
+    assert (root / ".versions" / "b.jpg" / "1").read_bytes() == b"what was there"
+
+
+def test_a_directory_is_made_and_seen(mount: LiveMount) -> None:
+    root = mount.path
+    (root / "photos").mkdir()
+    for number in range(5):
+        (root / "photos" / f"{number}.png").write_bytes(encoded(quarters(), "PNG"))
+    (root / "photos" / "torn.png").write_bytes(b"\x89PNG")
+    assert not (root / "small").exists()
+    with control_of(mount) as control:
+        answer = resize(control, "photos", "40x40", "small", "--format", "webp")
+    assert (answer["made"] + answer["remembered"], answer["failed"]) == (5, 1)
+    assert answer["rows"][0]["path"] == "photos/torn.png"
+    assert sorted(os.listdir(root / "small")) == [f"{number}.webp" for number in range(5)]
+    for file in (root / "small").iterdir():
+        assert corners(decoded(file.read_bytes())) == corners(quarters())
+
+
+def test_hostile_images_are_errors_and_the_mount_goes_on(mount: LiveMount) -> None:
+    root = mount.path
+    (root / "good.png").write_bytes(encoded(quarters(), "PNG"))
+    (root / "bomb.png").write_bytes(png(60_000, 60_000, b""))
+    (root / "torn.jpg").write_bytes(encoded(Image.effect_noise((500, 500), 90), "JPEG")[:5000])
+    (root / "text.jpg").write_text("no image")
+    (root / "target.png").write_bytes(b"as it was")
+    with control_of(mount) as control:
+        for name, number in (("bomb.png", errno.EFBIG), ("torn.jpg", errno.EINVAL), ("text.jpg", errno.EINVAL)):
+            with pytest.raises(Refused) as refused:
+                resize(control, name, "40x40", "target.png")
+            assert refused.value.number == number
+            assert name in str(refused.value)
+        with pytest.raises(Refused) as refused:
+            resize(control, "good.png", "40x40", "good.png")
+        assert refused.value.number == errno.EINVAL
+        assert (root / "target.png").read_bytes() == b"as it was"
+        resize(control, "good.png", "40x40", "target.png")
+    assert decoded((root / "target.png").read_bytes()).size == (40, 30)
+
+
+def test_the_daemon_decodes_nothing_and_leaves_nobody_behind(make_mount: MountMaker) -> None:
+    mount = make_mount()
+    (mount.path / "a.png").write_bytes(encoded(quarters(), "PNG"))
+    assert not workers_of(mount)
+    with control_of(mount) as control:
+        resize(control, "a.png", "40x40", "b.png")
+        (worker,) = workers_of(mount)
+        assert "/PIL/" not in Path(f"/proc/{mount.pid}/maps").read_text()
+        # Whoever kills a worker costs nobody anything but a new one.
+        os.kill(worker, signal.SIGKILL)
+        resize(control, "a.png", "41x40", "c.png")
+    (worker,) = workers_of(mount)
+    mount.unmount()
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_killed_daemon_takes_its_workers_along(make_mount: MountMaker) -> None:
+    mount = make_mount()
+    (mount.path / "a.png").write_bytes(encoded(quarters(), "PNG"))
+    with control_of(mount) as control:
+        resize(control, "a.png", "40x40", "b.png")
+    (worker,) = workers_of(mount)
+    mount.kill()
+    end = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
+        os.sched_yield()
+    assert not Path(f"/proc/{worker}").exists()
+    mount.start()
+    assert (mount.path / "a.png").exists()
