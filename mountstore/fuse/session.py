@@ -117,8 +117,8 @@ async def _serve(
         )
         if options.acl and not connection.handshake:
             log.warning(
-                "without the handshake the kernel applies the umask before a default access control list can stand in"
-                " for it: what is made in a directory with one may have fewer permissions than it should"
+                "without the handshake the kernel applies the umask before a default access control list can stand"
+                " in for it: what is made in a directory with one may have fewer permissions than it should"
             )
         try:
             raise_readahead(connection.device)
