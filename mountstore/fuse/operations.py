@@ -472,7 +472,10 @@ class Operations(pyfuse3.Operations):
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
         if inode >= VIRTUAL:
-            raise FUSEError(errno.ENODATA)
+            value = dict(self._virtual.xattrs(inode)).get(name) if self._is_shown(name, ctx) else None
+            if value is None:
+                raise FUSEError(errno.ENODATA)
+            return value
         found = self._get(inode)
         if not found.xattrs and name.startswith(self._rare):
             # Asked for all the time, and hardly ever there.
@@ -496,9 +499,16 @@ class Operations(pyfuse3.Operations):
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
         if inode >= VIRTUAL:
-            return []
+            virtual = self._virtual.xattrs(inode)
+            return [XAttrNameT(name) for name, _ in virtual if self._is_shown(name, ctx)]
         names = self._attributes.names(self._get(inode), trusted=ctx.uid == 0)
         return [XAttrNameT(name) for name in names]
+
+    def _is_shown(self, name: bytes, ctx: RequestContext) -> bool:
+        """Whether a caller may see an attribute of something virtual."""
+        if name.startswith(b"trusted."):
+            return ctx.uid == 0
+        return self.enable_acl or name not in (acls.ACCESS, acls.DEFAULT)
 
     @_guarded
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:

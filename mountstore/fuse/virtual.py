@@ -17,8 +17,8 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import pyfuse3
@@ -29,6 +29,9 @@ VIRTUAL = 1 << 62
 
 _WINDOW = 2048
 """Entries of a listing that the kernel may ask for again: it often goes back by part of a buffer."""
+
+_BATCH = 128
+"""Entries made at a time."""
 
 
 class Appearance(NamedTuple):
@@ -42,6 +45,13 @@ class Appearance(NamedTuple):
     ctime_ns: int
     entry_timeout_s: float
     attr_timeout_s: float
+    atime_ns: int | None = None
+    """None: as `mtime_ns`."""
+    # Of a directory too, 1 is "not counted", so that nobody concludes from it how many directories are in it.
+    nlink: int = 1
+    rdev: int = 0
+    allocated_bytes: int = -1
+    """Without holes; -1: as `size_bytes`."""
 
 
 class Reader(Protocol):
@@ -50,6 +60,10 @@ class Reader(Protocol):
     async def read(self, offset: int, length: int) -> bytes: ...
 
     def close(self) -> None: ...
+
+
+NextBatch = Callable[[], Awaitable[Sequence[tuple[bytes, "Node"]]]]
+"""Gives the next names and nodes of a listing, none at its end."""
 
 
 class Node(ABC):
@@ -64,6 +78,10 @@ class Node(ABC):
 
     @abstractmethod
     def appearance(self) -> Appearance: ...
+
+    def xattrs(self) -> Sequence[tuple[bytes, bytes]]:
+        """Extended attributes."""
+        return ()
 
 
 class Directory(Node):
@@ -82,6 +100,15 @@ class Directory(Node):
     @abstractmethod
     async def listing(self) -> Iterator[tuple[bytes, Node]]:
         """Names and nodes, produced as they are asked for; the tree may change meanwhile."""
+
+    async def batches(self) -> NextBatch:
+        """The same in parts; what has to wait for each of them overrides this."""
+        entries = await self.listing()
+
+        async def next_batch() -> Sequence[tuple[bytes, Node]]:
+            return list(islice(entries, _BATCH))
+
+        return next_batch
 
 
 class File(Node):
@@ -176,34 +203,32 @@ class _Known:
 class _Listing:
     """An open directory. Positions are ordinals; `.` and `..` are 1 and 2."""
 
-    __slots__ = ("entries", "node", "position", "window")
+    __slots__ = ("_base", "_entries", "_next_batch", "node")
 
     def __init__(self, node: Directory) -> None:
         self.node = node
-        self.position = 0
-        self.entries: Iterator[tuple[bytes, Node]] = iter(())
-        self.window: deque[tuple[int, bytes, Node | int]] = deque(maxlen=_WINDOW)
+        self._next_batch: NextBatch | None = None
+        # Those from position `_base` + 1 on.
+        self._base = 0
+        self._entries: list[tuple[bytes, Node | int]] = []
 
-    async def from_position(self, after: int) -> Iterator[tuple[int, bytes, Node | int]]:
-        """Position, name and node of each entry beyond position `after`."""
-        first = self.window[0][0] if self.window else self.position + 1
-        if after == 0 or not first - 1 <= after <= self.position:
-            self.position = 0
-            self.window.clear()
-            self.entries = await self.node.listing()
-            self.window.append((1, b".", self.node))
-            self.window.append((2, b"..", self.node.above))
-            self.position = 2
-        return self._go_on(after)
-
-    def _go_on(self, after: int) -> Iterator[tuple[int, bytes, Node | int]]:
-        yield from [entry for entry in self.window if entry[0] > after]
-        for name, node in self.entries:
-            self.position += 1
-            entry = (self.position, name, node)
-            self.window.append(entry)
-            if self.position > after:
-                yield entry
+    async def beyond(self, after: int) -> Sequence[tuple[bytes, Node | int]]:
+        """Some entries from position `after` + 1 on; none at the end."""
+        next_batch = self._next_batch
+        if next_batch is None or not after or not self._base <= after <= self._base + len(self._entries):
+            next_batch = self._next_batch = await self.node.batches()
+            self._base = 0
+            self._entries = [(b".", self.node), (b"..", self.node.above)]
+        while after >= self._base + len(self._entries):
+            batch = await next_batch()
+            if not batch:
+                return ()
+            if len(self._entries) > 2 * _WINDOW:
+                self._base += len(self._entries) - _WINDOW
+                del self._entries[:-_WINDOW]
+            self._entries += batch
+        start = after - self._base
+        return self._entries[start : start + _BATCH]
 
 
 class VirtualInodes:
@@ -280,6 +305,9 @@ class VirtualInodes:
             raise FUSEError(errno.ENOENT)
         return found if isinstance(found, int) else self.present(found)
 
+    def xattrs(self, number: int) -> Sequence[tuple[bytes, bytes]]:
+        return self._node(number).xattrs()
+
     def readlink(self, number: int) -> FileNameT:
         node = self._node(number)
         if not isinstance(node, Link):
@@ -298,23 +326,32 @@ class VirtualInodes:
 
     async def readdir(self, handle: int, after: int, token: ReaddirToken) -> None:
         listing = self._listings[handle]
-        for position, name, node in await listing.from_position(after):
-            if position <= 2:
-                # Not a look-up: the kernel takes no more than the number from these.
-                attributes = EntryAttributes()
-                attributes.st_ino = InodeT(node if isinstance(node, int) else self._peek(node))
-                attributes.st_mode = ModeT(stat.S_IFDIR | 0o555)
-                if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, position):
+        while True:
+            entries = await listing.beyond(after)
+            for name, node in entries:
+                if not self._reply(token, after + 1, name, node):
                     return
-                continue
-            assert isinstance(node, Node)
-            known = self._know(node)
-            if not pyfuse3.readdir_reply(token, FileNameT(name), _attributes(known), position):
-                if known.count == 0:
-                    del self._known[known.number]
-                    del self._numbers[node.key]
+                after += 1
+            if not entries:
                 return
-            known.count += 1
+
+    def _reply(self, token: ReaddirToken, position: int, name: bytes, node: Node | int) -> bool:
+        """Whether there was room for an entry in the answer."""
+        if position <= 2:
+            # Not a look-up: the kernel takes no more than the number from these.
+            attributes = EntryAttributes()
+            attributes.st_ino = InodeT(node if isinstance(node, int) else self._peek(node))
+            attributes.st_mode = ModeT(stat.S_IFDIR | 0o555)
+            return pyfuse3.readdir_reply(token, FileNameT(name), attributes, position)
+        assert isinstance(node, Node)
+        known = self._know(node)
+        if not pyfuse3.readdir_reply(token, FileNameT(name), _attributes(known), position):
+            if known.count == 0:
+                del self._known[known.number]
+                del self._numbers[node.key]
+            return False
+        known.count += 1
+        return True
 
     def _peek(self, node: Node) -> int:
         known = self._numbers.get(node.key)
@@ -406,17 +443,20 @@ class VirtualInodes:
 
 
 def _attributes(known: _Known) -> EntryAttributes:
-    mode, uid, gid, size, mtime_ns, ctime_ns, entry_timeout, attr_timeout = known.node.appearance()
+    shown = known.node.appearance()
+    mode, uid, gid, size, mtime_ns, ctime_ns, entry_timeout, attr_timeout = shown[:8]
+    atime_ns, nlink, rdev, allocated = shown[8:]
     entry = EntryAttributes()
     entry.st_ino = InodeT(known.number)
     entry.st_mode = ModeT(mode)
-    # Of a directory too: "not counted", so that nobody concludes from it how many directories are in it.
-    entry.st_nlink = 1
+    entry.st_nlink = nlink
     entry.st_uid = uid
     entry.st_gid = gid
+    entry.st_rdev = rdev
     entry.st_size = size
-    entry.st_blocks = (size + 4095) // 4096 * 8
-    entry.st_atime_ns = entry.st_mtime_ns = mtime_ns
+    entry.st_blocks = ((size if allocated < 0 else allocated) + 4095) // 4096 * 8
+    entry.st_atime_ns = mtime_ns if atime_ns is None else atime_ns
+    entry.st_mtime_ns = mtime_ns
     entry.st_ctime_ns = ctime_ns
     entry.entry_timeout = entry_timeout
     entry.attr_timeout = attr_timeout
