@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from mountstore.blobs.refs import Ref
 from mountstore.care.check_contents import check_blob_rows, check_contents, read_manifests
 from mountstore.care.check_namespace import check_namespace
+from mountstore.care.check_snapshots import check_snapshots, survey_snapshots
 from mountstore.care.check_staging import check_staging
 from mountstore.care.check_versions import check_versions
 from mountstore.care.findings import Change, Finding, Findings, Kind, Report, Statistics
@@ -85,6 +87,7 @@ class Examination:
         self.full = full
         self._progress = progress
         self._bad: list[BadBlob] = []
+        self._refs: list[Ref] = []
 
     def check_only(self) -> Report:
         """Check without the possibility of changes."""
@@ -143,6 +146,7 @@ class Examination:
         audit.prepare_names()
         read_manifests(self.premises, audit, findings)
         check_contents(audit, findings)
+        check_snapshots(self.premises, audit, findings, self._refs)
         check_blob_rows(audit, findings)
         check_versions(audit, findings)
         check_namespace(audit, findings)
@@ -159,6 +163,7 @@ class Examination:
 
     def _check_tree(self, audit: Audit, findings: Findings) -> None:
         survey_tree(self.premises, audit, findings)
+        self._refs = survey_snapshots(self.premises, audit, findings)
         if self.full:
             self._bad = rehash_tree(self.premises, audit, findings, self._progress)
             return

@@ -48,6 +48,7 @@ class Kind(StrEnum):
     ATTRIBUTE_COUNT = "wrong attribute count"
     CONTENT_LOST = "content lost"
     VERSION_LOST = "old version lost"
+    SNAPSHOT_LOST = "snapshot damaged"
     HISTORY_INVALID = "invalid history"
     BLOB_DAMAGED = "blob damaged"
     BLOB_MISPLACED = "blob misplaced"

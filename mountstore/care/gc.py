@@ -315,7 +315,7 @@ class _Collection:
         streams = await await_seals(self._store)
         if not self._store.read_only:
             # Or all that was placed since the last one would be told to be in use.
-            await self._store.commits.hard_sync()
+            await self._store.commits.hard_sync(files=True)
         inventory, contents = await self._take_inventory()
         try:
             kept, dropped = await self._judge(inventory)
@@ -324,7 +324,7 @@ class _Collection:
                 inventory.close()
                 inventory, contents = await self._take_inventory()
                 # Not only for T: the cycle before it may still have to flush blobs that are not needed now.
-                await self._store.commits.hard_sync()
+                await self._store.commits.hard_sync(files=True)
             await self._step("synced")
             self._marks[Fate.LIVE].update(digest.sha256 for digest in streams)
             await self._mark(inventory, contents, listed)
@@ -394,7 +394,7 @@ class _Collection:
         await self._in_slices(inventory.bare_names(), lambda name: histories.drop_name(*name))
         self._store.versions.dropped()
         await self._step("dropped")
-        await self._store.commits.hard_sync()
+        await self._store.commits.hard_sync(files=True)
 
     async def _in_slices(self, items: Iterator[_T], work: Callable[[_T], None]) -> None:
         """Do the work for all items on this thread, some at once; others have their turn in between."""

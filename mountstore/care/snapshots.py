@@ -163,7 +163,7 @@ class Snapshots:
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(instant.close)
-            await store.commits.hard_sync()
+            await store.commits.hard_sync(files=True)
             if store.catalog.stale.base != base:
                 raise CorruptError("garbage collection found that it cannot be read")
             ref = Ref(labels.name, digest, labels.uuid, time_ns)
@@ -308,6 +308,7 @@ def _stretch(
     """Go on for a while; what the generator returns at its end."""
     end = time.monotonic() + _STRETCH_S
     try:
+        next(steps)
         while time.monotonic() < end:
             next(steps)
     except StopIteration as stop:

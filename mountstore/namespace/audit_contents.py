@@ -45,7 +45,7 @@ class AuditedContents(AuditedNames):
 
     def begin_survey(self) -> None:
         """Forget what is known of the tree."""
-        for table in ("file", "reference", "manifest", "unusable"):
+        for table in ("file", "reference", "manifest", "unusable", "snapshot"):
             self._run(f"DROP TABLE IF EXISTS temp.{table}")
         key = "sha256 BLOB, size INTEGER"
         self._run(
@@ -58,6 +58,29 @@ class AuditedContents(AuditedNames):
             f"CREATE TEMP TABLE manifest ({key}, file_size INTEGER, broken TEXT,"
             " PRIMARY KEY (sha256, size)) WITHOUT ROWID"
         )
+        # What snapshots consist of, and the contents they need.
+        self._run(
+            "CREATE TEMP TABLE snapshot (kind INTEGER, sha256 BLOB, blob_size INTEGER,"
+            " PRIMARY KEY (sha256, blob_size, kind)) WITHOUT ROWID"
+        )
+
+    def add_snapshot_contents(self, contents: Iterable[tuple[int, Digest]]) -> None:
+        """What snapshots need, with the kind of content."""
+        self._run_many(
+            "INSERT OR IGNORE INTO temp.snapshot VALUES (?, ?, ?)", ((kind, *digest) for kind, digest in contents)
+        )
+
+    def lost_snapshot_contents(self) -> set[Digest]:
+        """What snapshots need and the tree does not have whole."""
+        return {
+            Digest(*row)
+            for row in self._rows(
+                "SELECT s.sha256, s.blob_size FROM temp.snapshot AS s LEFT JOIN temp.manifest AS m"
+                "   ON s.kind = 2 AND m.sha256 = s.sha256 AND m.size = s.blob_size"
+                " WHERE m.broken IS NOT NULL OR NOT EXISTS (SELECT 1 FROM temp.file AS f"
+                "   WHERE f.sha256 = s.sha256 AND f.size = s.blob_size AND f.whole)"
+            )
+        }
 
     def add_files(self, rows: Iterable[tuple[bytes, int, int, bool]]) -> None:
         """Blobs in the tree: (sha256, size in the name, level, whether the file has that size)."""
@@ -132,7 +155,7 @@ class AuditedContents(AuditedNames):
             f"SELECT sha256, blob_size FROM {table} AS t WHERE kind = 2 AND length(sha256) = 32"
             " AND blob_size > 0 AND NOT EXISTS (SELECT 1 FROM temp.manifest AS m"
             " WHERE m.sha256 = t.sha256 AND m.size = t.blob_size)"
-            for table in self._contents
+            for table in (*(f"main.{table}" for table in self._contents), "temp.snapshot")
         )
         return [Digest(*row) for row in self._rows(f"{contents} LIMIT {_BATCH}")]
 
@@ -144,7 +167,7 @@ class AuditedContents(AuditedNames):
 
     def refer_contents(self) -> None:
         """Note what contents name as needed."""
-        for table in self._contents:
+        for table in (*(f"main.{table}" for table in self._contents), "temp.snapshot"):
             self._run(
                 f"INSERT OR IGNORE INTO temp.reference SELECT DISTINCT sha256, blob_size FROM {table}"
                 " WHERE kind IN (1, 2) AND sha256 IS NOT NULL AND blob_size IS NOT NULL"
@@ -236,13 +259,6 @@ class AuditedContents(AuditedNames):
             )
         ]
 
-    def staging_names(self) -> set[str]:
-        """Every file in staging that some row speaks of."""
-        return {
-            row[0]
-            for table in self._staging
-            for row in self._rows(f"SELECT staging FROM main.{table} WHERE staging IS NOT NULL")
-        }
     def was_removed(self, inode: int) -> bool:
         """As `Catalog.was_removed`."""
         row = self._run("SELECT nlink FROM main.inode WHERE id = ?", (inode,)).fetchone()
@@ -252,3 +268,10 @@ class AuditedContents(AuditedNames):
         known = isinstance(following, int) and 0 < inode < following
         return known and self.meta("boot_id") is not None
 
+    def staging_names(self) -> set[str]:
+        """Every file in staging that some row speaks of."""
+        return {
+            row[0]
+            for table in self._staging
+            for row in self._rows(f"SELECT staging FROM main.{table} WHERE staging IS NOT NULL")
+        }

@@ -47,9 +47,11 @@ _FEW = 32
 class _Cycle:
     """One hard sync that several may wait for."""
 
-    __slots__ = ("done", "error")
+    __slots__ = ("done", "error", "files")
 
     def __init__(self) -> None:
+        self.files = False
+        """The journal will not do: somebody wants the blobs' own files flushed."""
         self.done = trio.Event()
         self.error: Exception | None = None
 
@@ -150,8 +152,12 @@ class Committer:
 
     # --- hard ---
 
-    async def hard_sync(self) -> None:
+    async def hard_sync(self, *, files: bool = False) -> None:
         """Return when everything done before this call survives power loss.
+
+        Args:
+          files: And nothing is listed as unsynced any more: whoever copies the tree has every blob in its own file,
+            not only in the journal.
 
         Raises:
           OSError, NoSpaceError: It does not.
@@ -160,11 +166,12 @@ class Committer:
         if self._doubt is not None:
             raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
         if self._waiting is None:
-            if not self._is_unsafe():
+            if not self._is_unsafe() and not (files and self._ledger.has_journaled):
                 return
             self._waiting = _Cycle()
             self._wanted.set()
         cycle = self._waiting
+        cycle.files = cycle.files or files
         await cycle.done.wait()
         if cycle.error is not None:
             raise cycle.error
@@ -286,7 +293,8 @@ class Committer:
             try:
                 if self._doubt is not None:
                     raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
-                if cycle is not None and trio.current_time() < next_flush and self._ledger.journal():
+                journal = cycle is not None and not cycle.files and trio.current_time() < next_flush
+                if journal and self._ledger.journal():
                     await self._flush_catalog()
                 else:
                     await self.sync_now()

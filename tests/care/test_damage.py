@@ -34,6 +34,7 @@ def insert_version(history: int, number: int, kind: int, size: int = 0, blob_siz
 
 def leave(name: str, data: bytes = b"x") -> Hurt:
     def hurt(specimen: Specimen) -> None:
+        (specimen.path / name).parent.mkdir(exist_ok=True)
         (specimen.path / name).write_bytes(data)
 
     return hurt
@@ -224,6 +225,8 @@ CASES = {
     "blob mode": Case(Kind.BLOB_MODE, lambda specimen: specimen.blob(b"a small file").chmod(0o666)),
     "half-written blob": Case(Kind.STAGING_LEFTOVER, leave("staging/123-abc-0")),
     "unclaimed draft": Case(Kind.STAGING_LEFTOVER, leave("staging/draft-7-abc")),
+    "unfinished ref": Case(Kind.STAGING_LEFTOVER, leave("blobs/refs/.one.tmp")),
+    "ref that is none": Case(Kind.SNAPSHOT_LOST, leave("blobs/refs/one"), False),
 }  # fmt: skip
 
 
