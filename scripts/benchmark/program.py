@@ -20,7 +20,7 @@ from benchmark.client import Client
 from benchmark.figures import Sample
 from benchmark.growth import format_growth, run_growth
 from benchmark.large import GIB, format_large, run_large
-from benchmark.machine import PROJECT, Quiet, describe, file_system_type
+from benchmark.machine import PROJECT, Quiet, describe, file_system_type, spread
 from benchmark.operations import format_tables, run_operations
 from benchmark.report import header, load_json, save_json, write_marked
 from benchmark.systems import SYSTEMS, NotMountedError, System, missing_peers
@@ -229,6 +229,7 @@ def main() -> int:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     interruptions = Interruptions()
     work = tempfile.mkdtemp(prefix="mountstore-bench-", dir=choices.work)
+    spread(work)
     try:
         if file_system_type(work) in ("tmpfs", "ramfs"):
             progress(f"{choices.work} is in memory: dropped caches drop nothing there; see --work")
