@@ -158,7 +158,7 @@ def spread(directory: str) -> None:
     """Have ext4 place what is made in `directory` in other block groups than the directory itself.
 
     Creating a file in a group in which thousands were lately deleted, by whatever used this disk before, takes
-    several times as long for some minutes (`recently_deleted` in the kernel's fs/ext4/ialloc.c), and it would be chance
-    which of the systems that meets. Other file systems know no such attribute (chattr(1), T).
+    several times as long for some minutes (`recently_deleted` in the kernel's fs/ext4/ialloc.c), and it would be
+    chance which of the systems that meets. Other file systems know no such attribute (chattr(1), T).
     """
     subprocess.run(["chattr", "+T", directory], check=False, stderr=subprocess.DEVNULL)
