@@ -23,6 +23,9 @@ from mountstore.namespace.pages import PAGE_SHIFT, UNREADABLE, Reference
 FLAWS_KEPT: Final = 1000
 """Of each snapshot; all are counted."""
 
+ONCE_BYTES: Final = 2 << 20
+"""Objects kept of a snapshot that is read once, from one end to the other."""
+
 Progress = Callable[[str, int], None]
 """Told what is being done, and of how many it is done."""
 
@@ -92,7 +95,7 @@ class Inspection:
 
     def _flaws(self, ref: Ref) -> Iterator[Flaw]:
         try:
-            tree = SnapshotTree(self._tree, ref.root)
+            tree = SnapshotTree(self._tree, ref.root, cache_bytes=ONCE_BYTES)
         except UNREADABLE as exc:
             yield Flaw(f"its root: {exc}", ref.root.name)
             return

@@ -27,7 +27,7 @@ from mountstore.blobs.digest import checksum
 from mountstore.blobs.flush import fsync_path, syncfs
 from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
-from mountstore.care.inspection import Candidate, Inspection, Progress, Survey, pieces_of
+from mountstore.care.inspection import ONCE_BYTES, Candidate, Inspection, Progress, Survey, pieces_of
 from mountstore.care.premises import Premises
 from mountstore.care.presence import Presence
 from mountstore.care.repair import mend_new_catalog
@@ -339,6 +339,7 @@ class _Loader:
             tree = SnapshotTree(
                 self._tree,
                 self._taken.ref.root,
+                cache_bytes=ONCE_BYTES,
                 on_read=lambda digest, data: builder.need(digest, checksum(data)),
                 on_bad=None if complete else lambda exc: None,
             )
