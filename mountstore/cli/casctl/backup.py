@@ -227,7 +227,7 @@ class Backup:
             # rsync deletes nothing when it is given names.
             self._rsync.copy(REFS_NAME, *arguments, "--exclude=.*")
         else:
-            self._rsync.copy(REFS_NAME, "--checksum", *arguments, names=refs)
+            self._rsync.copy("", "--checksum", *arguments, names=[f"{REFS_NAME}/{name}" for name in refs])
 
     def _mend(self, copied: Copied, since_s: float) -> Copied:
         """Compare, copy again what is not right, and compare that again."""

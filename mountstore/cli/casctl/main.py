@@ -25,13 +25,14 @@ from mountstore.cli.casctl.exits import Exit, run_guarded
 from mountstore.cli.casctl.places import Resolver
 from mountstore.cli.casctl.progress import ProgressBar
 from mountstore.cli.casctl.results import render, verdict
+from mountstore.cli.casctl.verify import VERIFY
 from mountstore.control.command import Argument, Command
 from mountstore.control.commands import REGISTRY
 
 
 def all_commands() -> list[AnyCommand]:
     """Those of the mount, and casctl's own; one of its own goes before one of the mount."""
-    own: list[AnyCommand] = [_HELP, BACKUP]
+    own: list[AnyCommand] = [_HELP, BACKUP, VERIFY]
     names = {command.name for command in own}
     commands = [*own, *(command for command in REGISTRY if command.name not in names)]
     return [*commands, make_completion(commands)]

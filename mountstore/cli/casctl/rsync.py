@@ -115,17 +115,17 @@ class Rsync:
     ) -> bytes:
         """Returns: What it printed, without progress."""
         destination = self._destination
-        # From where it copies to; an interrupted run then leaves nothing among the blobs.
-        staging = f"--temp-dir={'../' if below else ''}{STAGING}"
         command = [
             self._program,
             "-a",
             "--outbuf=L",
-            staging,
             *destination.rsync_options,
             *self._options,
             *arguments,
         ]
+        if not below:
+            # An interrupted run leaves nothing among the blobs.
+            command.append(f"--temp-dir={STAGING}")
         with tempfile.TemporaryFile() as errors, tempfile.NamedTemporaryFile() as listed:
             if names is not None:
                 listed.write(b"".join(os.fsencode(name) + b"\n" for name in names))
