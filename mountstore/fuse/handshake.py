@@ -152,9 +152,10 @@ def close(connection: Connection) -> None:
     Dirty data that the kernel still holds is lost, because nobody serves any more: to end a healthy mount,
     call `mounts.unmount` from a thread while serving; that ends the serving, and this then only cleans up.
     """
-    pyfuse3.close(unmount=not connection.handshake)
+    # Not by libfuse, which complains of a mount that is gone.
+    pyfuse3.close(unmount=False)
     # The descriptor is closed now, so nothing below can wait for us.
-    if connection.handshake and connection.device and _device(connection.mountpoint) == connection.device:
+    if connection.device and _device(connection.mountpoint) == connection.device:
         try:
             mounts.unmount(connection.mountpoint, lazy=True)
         except MountstoreError as exc:
