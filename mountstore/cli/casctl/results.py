@@ -10,6 +10,7 @@ from mountstore.cli.casctl.exits import Exit
 from mountstore.cli.casctl.rendering import (
     exact_size,
     fields,
+    label,
     lines,
     number,
     sentence,
@@ -111,6 +112,7 @@ def _gc(result: Result) -> str:
     tallies: list[tuple[str, Mapping[str, int]]] = [
         ("live", result["live"]),
         ("old versions", result["versions"]),
+        *((("snapshots", result["snapshots"]),) if "snapshots" in result else ()),
         *((reason, tally) for reason, tally in result["kept"].items() if tally["blobs"]),
         *((f"{would}collected: {reason}", t) for reason, t in result["collected"].items() if t["blobs"]),
     ]
@@ -157,6 +159,76 @@ _DIGEST_SHOWN = 16
 """Characters of a blob's name; 64 bits tell any two apart. info and --json have all of it."""
 
 
+def _diff(result: Result) -> str:
+    old, new = result["rows"]
+    path = printable(result["path"])
+    if result["same_bytes"]:
+        text = f"{path}: versions {old['version']} and {new['version']} have the same bytes"
+    else:
+        first = number(result["first_difference"])
+        text = f"{path}: versions {old['version']} and {new['version']} differ from byte {first} on"
+    changes = (
+        f"  {label(key)}: {value(key, old[key])} -> {value(key, new[key])}" for key in result["changed"]
+    )
+    return "\n".join([text, *changes])
+
+
+def _put_back(result: Result) -> str:
+    return f"{printable(result['path'])}: brought back, {size(result['bytes'])}"
+
+
+def _hold(result: Result) -> str:
+    return (
+        f"hold {result['hold']}: nothing is collected for {number(round(result['left_s']))} seconds;"
+        f" casctl gc release {result['hold']} ends it"
+    )
+
+
+def _release(result: Result) -> str:
+    return f"{result['released']} holds ended"
+
+
+def _purge(result: Result) -> str:
+    return f"{number(result['blobs'])} blobs deleted, {size(result['bytes'])}"
+
+
+def _prune(result: Result) -> str:
+    would = "would be " if result["dry_run"] else ""
+    return f"{number(result['versions_dropped'])} old versions {would}dropped; gc takes what only they had"
+
+
+def _pin(result: Result) -> str:
+    back = f", {number(result['returned'])} of them from the trash" if result["returned"] else ""
+    return f"{number(result['pinned'])} blobs pinned in .cas/pins/{printable(result['list'])}{back}"
+
+
+def _sync(result: Result) -> str:
+    return "everything written so far is safe on disk"
+
+
+def _snapshot(result: Result) -> str:
+    if result.get("name") is None:
+        return "nothing has changed since the last snapshot"
+    return (
+        f"{printable(result['name'])}: {number(result['inodes'])} inodes, {size(result['bytes'])} of files;"
+        f" {number(result['new_blobs'])} new blobs for it, {size(result['new_bytes'])};"
+        f" {value('elapsed_s', result['elapsed_s'])}"
+    )
+
+
+def _snapshots(result: Result) -> str:
+    return table([without(row, "root") for row in result["rows"]]) or "no snapshots"
+
+
+def _snapshot_diff(result: Result) -> str:
+    lines_of = [f"{row['difference']:8} {printable(row['path'])}" for row in result["rows"]]
+    more = result["more"]
+    return (
+        "\n".join([*lines_of, *([f"and {number(more)} more; --all tells them"] if more else [])])
+        or "no differences"
+    )
+
+
 def _jobs(result: Result) -> str:
     rows = []
     for row in result["rows"]:
@@ -188,4 +260,16 @@ _SPECIAL: dict[str, Callable[[Result], str]] = {
     "gc": _gc,
     "jobs": _jobs,
     "versions": _versions,
+    "diff": _diff,
+    "restore": _put_back,
+    "undelete": _put_back,
+    "gc hold": _hold,
+    "gc release": _release,
+    "purge": _purge,
+    "prune": _prune,
+    "pin": _pin,
+    "sync": _sync,
+    "snapshot": _snapshot,
+    "snapshots": _snapshots,
+    "snapshot-diff": _snapshot_diff,
 }
