@@ -96,12 +96,14 @@ def libfuse_options(options: Collection[str], *, fsname: str, subtype: str, atta
 
     pyfuse3 encodes every option as ASCII, so what is outside of it is written as the octal escapes that
     libfuse's parser undoes. max_read is dropped: pyfuse3 cannot repeat it in its INIT answer, and libfuse
-    then refuses to start.
+    then refuses to start. For root, libfuse mounts nosuid and nodev unless told otherwise, mount(8) does not.
     """
     if attached:
         return {option for option in options if option in _LIBFUSE_OPTIONS}
     _split(options)
     kept = {o for o in options if not o.startswith("max_read=") and o not in _ATIME_OPTIONS}
+    if os.geteuid() == 0:
+        kept |= {usual for usual in ("dev", "suid") if f"no{usual}" not in options}
     return kept | {f"fsname={_octal(fsname)}", f"subtype={_octal(subtype)}"}
 
 

@@ -249,7 +249,9 @@ def test_only_flags_that_the_kernel_offered_are_added() -> None:
 
 def test_options_for_libfuse_are_ascii_and_hold_only_what_it_acts_on() -> None:
     plain = kernel_mount.libfuse_options({"ro", "max_read=1"}, fsname="ä,\\", subtype="cas", attached=False)
-    assert plain == {"ro", "fsname=\\303\\244\\054\\134", "subtype=cas"}
+    assert plain == {"ro", "dev", "suid", "fsname=\\303\\244\\054\\134", "subtype=cas"}
+    forbidden = kernel_mount.libfuse_options({"nodev", "nosuid"}, fsname="x", subtype="cas", attached=False)
+    assert forbidden == {"nodev", "nosuid", "fsname=x", "subtype=cas"}
     attached = kernel_mount.libfuse_options(
         {"ro", "allow_root", "debug"}, fsname="x", subtype="cas", attached=True
     )
