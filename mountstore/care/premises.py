@@ -34,8 +34,11 @@ from mountstore.store import (
 
 BLOB_MODE: Final = 0o444
 
+NEW_CATALOG_NAME: Final = CATALOG_NAME + ".new"
+"""Of a catalog that is being made; what an interruption leaves of it, the next attempt replaces."""
+
 _NOTES: Final = "fsck.json"
-_KNOWN: Final = frozenset(
+PARTS: Final = frozenset(
     {
         CONFIG_NAME,
         CONFIG_NAME + ".new",
@@ -43,6 +46,9 @@ _KNOWN: Final = frozenset(
         CATALOG_NAME,
         CATALOG_NAME + "-wal",
         CATALOG_NAME + "-shm",
+        NEW_CATALOG_NAME,
+        NEW_CATALOG_NAME + "-wal",
+        NEW_CATALOG_NAME + "-shm",
         STAGING_NAME,
         LOCK_NAME,
         PINS_NAME,
@@ -50,6 +56,7 @@ _KNOWN: Final = frozenset(
     }
     | {BAD_NAME, _NOTES, _NOTES + ".new", "lost+found"}
 )
+"""What may lie in the directory of a store."""
 
 
 class Premises:
@@ -112,7 +119,7 @@ class Premises:
 
     def unknown_names(self) -> list[str]:
         """What lies in the store's directory and is none of its parts."""
-        return sorted(set(os.listdir(self.path)) - _KNOWN)
+        return sorted(set(os.listdir(self.path)) - PARTS)
 
     def catalog_flaw(self) -> str | None:
         """Why there is nothing to open, or None."""

@@ -28,7 +28,7 @@ from mountstore.blobs.flush import fsync_path, syncfs
 from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.inspection import ONCE_BYTES, Candidate, Inspection, Progress, Survey, pieces_of
-from mountstore.care.premises import Premises
+from mountstore.care.premises import NEW_CATALOG_NAME, PARTS, Premises
 from mountstore.care.presence import Presence
 from mountstore.care.repair import mend_new_catalog
 from mountstore.care.snapshot_tree import SnapshotTree
@@ -41,7 +41,6 @@ from mountstore.store import (
     BLOBS_NAME,
     CATALOG_NAME,
     CONFIG_NAME,
-    LOCK_NAME,
     STAGING_NAME,
     StoreConfig,
     StoreLock,
@@ -53,13 +52,9 @@ from mountstore.store import (
 NUMBERS_SKIPPED: Final = 1 << 26
 """Numbers of inodes that may have been given out since the snapshot: none must be given twice (NFS handles)."""
 
-_BUILT = CATALOG_NAME + ".new"
 _BAD = "bad"
 _CATALOG_FILES: Final = (CATALOG_NAME, CATALOG_NAME + "-wal", CATALOG_NAME + "-shm")
-_OURS: Final = frozenset(
-    (LOCK_NAME, STAGING_NAME, "lost+found", CONFIG_NAME + ".new", *(_BUILT + end for end in ("", "-wal", "-shm")))
-)
-"""What may lie beside `blobs` in a directory of which a store is to be made again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
@@ -83,7 +78,7 @@ class Rebuilt:
 
 
 def can_rebuild(path: str) -> bool:
-    """Whether the directory has no catalog and snapshots to make one from: of a store, or nothing but blobs.
+    """Whether the directory has no catalog and snapshots to make one from: of a store, or blobs and parts of one.
 
     Raises: OSError
     """
@@ -93,7 +88,7 @@ def can_rebuild(path: str) -> bool:
         return False
     if CATALOG_NAME in found or BLOBS_NAME not in found:
         return False
-    if CONFIG_NAME not in found and found - {BLOBS_NAME} - _OURS:
+    if CONFIG_NAME not in found and found - PARTS:
         return False
     return has_refs(os.path.join(path, BLOBS_NAME))
 
@@ -235,7 +230,7 @@ class _Rebuild:
         taken, tree = self._choose(survey, partial=partial)
         root = tree.root
         settings = self._settings(root)
-        built = os.path.join(self.path, _BUILT)
+        built = os.path.join(self.path, NEW_CATALOG_NAME)
         on_step("load the snapshot")
         loader = _Loader(self._tree, taken, built, self._progress)
         try:

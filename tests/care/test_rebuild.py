@@ -447,6 +447,17 @@ def test_it_may_be_interrupted_anywhere(source: Lost, tmp_path: Path) -> None:
     assert steps >= 6
 
 
+def test_leftovers_of_one_that_was_killed(lost: Lost) -> None:
+    for name in ("catalog.db.new", "catalog.db.new-wal", "store.toml.new", "catalog.db-wal"):
+        (lost.path / name).write_bytes(b"half written")
+    (lost.path / "staging").mkdir()
+    assert can_rebuild(str(lost.path))
+    rebuild_store(str(lost.path))
+    lost.shows("second")
+    assert not (lost.path / "catalog.db.new").exists()
+    assert not (lost.path / "catalog.db.new-wal").exists()
+
+
 def test_no_room_for_the_catalog(lost: Lost, monkeypatch: pytest.MonkeyPatch) -> None:
     from mountstore.namespace import rebuilding
 
