@@ -1,0 +1,329 @@
+"""Backups as they are made in practice: beside a busy mount, interrupted, damaged, and brought back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mount.live import LiveMount, let_everybody_reach, run
+
+from casctl.conftest import MountMaker
+from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
+from mountstore.care.verify import verify_blobs
+
+ROOT = Path(__file__).parent.parent.parent
+
+SLOWLY = "--bwlimit=2000"
+"""KiB a second."""
+
+
+def fill(directory: Path, seed: int, count: int = 40, size: int = 50_000) -> dict[str, bytes]:
+    """Files that do not compress or deduplicate; what they hold."""
+    source = random.Random(seed)
+    files = {f"f{seed}-{number}": source.randbytes(size) for number in range(count)}
+    directory.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    return files
+
+
+@contextmanager
+def restored(make_mount: MountMaker, backup: Path) -> Iterator[Path]:
+    """A mount of a copy of a backup."""
+    mount = make_mount()
+    mount.unmount()
+    shutil.rmtree(mount.store)
+    run("cp", "-al", backup, mount.store)
+    mount.start()
+    mount.announce("made again|catalog")
+    yield mount.path
+    mount.unmount()
+
+
+def check(backup: Path) -> None:
+    """Everything in it is whole, and so is every snapshot; nothing else lies there."""
+    found = verify_blobs(str(backup))
+    assert found.ok and found.snapshots, found
+    assert not [name for _, _, names in os.walk(backup) for name in names if name.startswith(".")]
+
+
+def documented_check() -> str:
+    """What docs/backup.md has people type to check a copy."""
+    text = (ROOT / "docs" / "backup.md").read_text()
+    (block,) = re.findall(r"```sh\ncd /backup/store/blobs\n(find .*?)```", text, re.DOTALL)
+    return str(block)
+
+
+@contextmanager
+def running(*arguments: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """A backup that has begun to copy."""
+    with subprocess.Popen(
+        [CASCTL, "--json", "backup", *arguments],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            for line in process.stdout:
+                answer = json.loads(line)
+                if answer["type"] == "progress" and answer["stage"] == "copying" and answer["done"]:
+                    break
+            else:
+                raise AssertionError(process.stderr.read())
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_busy_mount_comes_back_as_it_was(make_mount: MountMaker, tmp_path: Path) -> None:
+    mount = make_mount()
+    backup = tmp_path / "backup"
+    files = fill(mount.path / "d", 1)
+    (mount.path / "d" / "f1-0").write_bytes(b"second version")
+    old, files["f1-0"] = files["f1-0"], b"second version"
+    stop = threading.Event()
+
+    def work() -> None:
+        number = 0
+        while not stop.is_set():
+            (mount.path / f"busy{number % 50}").write_bytes(b"%d" % number * 2000)
+            number += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        first = result("backup", backup, cwd=mount.path)
+        check(backup)
+        more = fill(mount.path / "d", 2, 5)
+        second = result("backup", backup, "--full", cwd=mount.path)
+    finally:
+        stop.set()
+        worker.join()
+    assert first["copied"]["blobs"] >= 41 and second["copied"]["blobs"] >= 5
+    check(backup)
+    assert result("status", cwd=mount.path)["collection_held"] == []
+    with restored(make_mount, backup) as path:
+        for name, data in {**files, **more}.items():
+            assert (path / "d" / name).read_bytes() == data
+        assert (path / "d" / ".versions" / "f1-0" / "1").read_bytes() == old
+
+
+def test_the_next_one_copies_only_what_is_new(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 10)
+    backup = tmp_path / "backup"
+    done("backup", backup, cwd=mount.path)
+    before = {path: path.stat().st_ino for path in (backup / "blobs").rglob("*_*")}
+    assert result("backup", backup, cwd=mount.path)["copied"]["bytes"] < 10_000
+    after = {path: path.stat().st_ino for path in (backup / "blobs").rglob("*_*")}
+    assert before.items() <= after.items()
+    check(backup)
+
+
+def test_damage_in_the_copy_is_found_and_mended(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 10)
+    backup = tmp_path / "backup"
+    done("backup", backup, cwd=mount.path)
+    cut, flipped, gone = sorted((backup / "blobs").rglob("*_c350"))[:3]
+    for path in (cut, flipped):
+        path.chmod(0o644)
+    cut.write_bytes(b"")
+    gone.unlink()
+    ended = casctl("backup", backup, cwd=mount.path)
+    assert ended.returncode == 0 and "1 blobs at" in ended.stderr
+    check(backup)
+    flipped.chmod(0o644)
+    data = bytearray(flipped.read_bytes())
+    data[1000] ^= 1
+    flipped.write_bytes(data)
+    assert not verify_blobs(str(backup)).ok
+    assert result("backup", backup, cwd=mount.path)["checked"] == "names and sizes"
+    ended = casctl("verify", backup)
+    assert ended.returncode == 1 and flipped.name in ended.stdout
+    ended = casctl("backup", "--full", backup, cwd=mount.path)
+    assert ended.returncode == 0 and "1 blobs at" in ended.stderr
+    check(backup)
+    assert done("verify", backup).endswith("snapshots complete\n")
+
+
+def test_the_check_that_needs_only_coreutils(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    backup = tmp_path / "backup"
+    done("backup", backup, cwd=mount.path)
+    blobs = backup / "blobs"
+    script = documented_check()
+    assert run("sh", "-c", script, cwd=blobs) == ""
+    victim = next(blobs.rglob("*_c350"))
+    victim.chmod(0o644)
+    with victim.open("r+b") as file:
+        file.write(b"\0")
+    ended = subprocess.run(["sh", "-c", script], cwd=blobs, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert ended.stdout == f"./{victim.relative_to(blobs)}: FAILED\n"
+
+
+def test_an_interrupted_copy_harms_nothing(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    backup = tmp_path / "backup"
+    done("backup", backup, cwd=mount.path)
+    fill(mount.path / "d", 2, 150)
+    with running(backup, f"--rsync={SLOWLY}", cwd=mount.path) as process:
+        assert result("status", cwd=mount.path)["collection_held"]
+        refused = casctl("gc", cwd=mount.path)
+        assert refused.returncode == 1 and "held" in refused.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 130
+    assert result("status", cwd=mount.path)["collection_held"] == []
+    found = verify_blobs(str(backup))
+    assert found.ok and len(found.snapshots) >= 1
+    done("backup", backup, cwd=mount.path)
+    check(backup)
+
+
+def test_a_killed_copy_ends_its_hold_by_itself(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 150)
+    backup = tmp_path / "backup"
+    with running(backup, f"--rsync={SLOWLY}", cwd=mount.path) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
+    (hold,) = result("status", cwd=mount.path)["collection_held"]
+    assert 0 < hold["left_s"] <= 600
+    # No snapshot whose blobs are not all there.
+    assert not os.listdir(backup / "blobs" / "refs")
+    done("backup", backup, cwd=mount.path)
+    check(backup)
+    done("gc", "release", cwd=mount.path)
+
+
+def test_a_mirror_lets_go_of_what_the_store_let_go_of(mount: LiveMount, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    fill(mount.path / "d", 1, 5)
+    done("snapshot", "first", cwd=mount.path)
+    done("backup", backup, cwd=mount.path)
+    shutil.rmtree(mount.path / "d")
+    done("prune", "--all", mount.path)
+    for name in os.listdir(backup / "blobs" / "refs"):
+        done("snapshot-delete", name, cwd=mount.path)
+    (mount.path / "kept").write_bytes(b"kept")
+    done("backup", backup, cwd=mount.path)
+    done("gc", "--grace=0", cwd=mount.path)
+    assert len(list((backup / "blobs").rglob("*_c350"))) == 5
+    assert "first" in os.listdir(backup / "blobs" / "refs")
+    done("backup", "--mirror", backup, cwd=mount.path)
+    assert not list((backup / "blobs").rglob("*_c350"))
+    assert "first" not in os.listdir(backup / "blobs" / "refs")
+    check(backup)
+
+
+def test_over_a_remote_shell(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    # As ssh does it: the words become one line for the shell on the other side, in the user's home there.
+    home = tmp_path / "home"
+    home.mkdir()
+    shell = tmp_path / "shell"
+    shell.write_text(
+        f'#!/bin/sh\nshift\n[ "$1" = -l ] && shift 2\nshift\n[ "$1" = -- ] && shift\ncd {home}\nexec sh -c "$*"\n'
+    )
+    shell.chmod(0o755)
+    backup = home / "a b; 'c"
+    rsh = f"--rsh={shlex.quote(str(shell))} -x"
+    for path in (str(backup), backup.name):
+        done("backup", f"user@host:{path}", rsh, "--full", cwd=mount.path)
+        check(backup)
+    ended = casctl("backup", f"user@host:{home}/no/such", rsh, cwd=mount.path)
+    assert ended.returncode == 1 and "user@host:" in ended.stderr
+    ended = casctl("backup", "user@host:x", "--rsh=false", cwd=mount.path)
+    assert ended.returncode == 1
+
+
+def test_a_store_by_its_directory(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    backup = tmp_path / "backup"
+    done("backup", "--store", mount.store, backup)
+    check(backup)
+    (mount.path / "later").write_bytes(b"later")
+    mount.unmount()
+    done("backup", "--store", mount.store, backup, "--full")
+    check(backup)
+    mount.start()
+
+
+def test_where_no_backup_goes(mount: LiveMount, make_mount: MountMaker, tmp_path: Path) -> None:
+    other = make_mount()
+    refused: list[tuple[str | Path, str]] = [
+        (mount.store / "x", "lie in each other"),
+        (mount.store, "lie in each other"),
+        (mount.path / "x", "lies in the mount"),
+        (tmp_path / "no" / "such", "No such file"),
+        (other.store, "is a store itself"),
+        ("host::module", "rsync daemon"),
+    ]
+    for destination, said in refused:
+        ended = casctl("backup", destination, cwd=mount.path)
+        assert ended.returncode in (1, 2) and said in ended.stderr, ended.stderr
+        assert result("status", cwd=mount.path)["collection_held"] == []
+    ended = casctl("verify", tmp_path)
+    assert ended.returncode == 1 and "is not a directory of blobs" in ended.stderr
+
+
+def test_others_may_not(mount: LiveMount, tmp_path: Path) -> None:
+    let_everybody_reach(tmp_path)
+    ended = casctl_as(65534, "--mount", mount.path, "backup", tmp_path / "backup")
+    assert ended.returncode == 5
+
+
+def test_progress_and_result_for_programs(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    *progress, last = answers("backup", tmp_path / "backup", "--full", cwd=mount.path)
+    assert {answer["stage"] for answer in progress} >= {"copying", "reading the copy"}
+    assert last["type"] == "result" and last["snapshots"] >= 1 and last["copied"]["bytes"] > 250_000
+    (found,) = [answer for answer in answers("verify", tmp_path / "backup") if answer["type"] == "result"]
+    assert found["ok"] and found["snapshots"][0]["complete"]
+
+
+# --- the script for timers ---
+
+
+def test_the_script_runs_one_at_a_time(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    backup = tmp_path / "backup"
+    script = ROOT / "scripts" / "backup"
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    run(script, mount.path, backup, "-q", BACKUP_LOCK_DIR=str(locks))
+    check(backup)
+    (lock,) = locks.iterdir()
+    held = subprocess.run(
+        ["flock", lock, script, mount.path, backup],
+        env=environment(BACKUP_LOCK_DIR=str(locks)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert held.returncode == 75 and "still running" in held.stderr
+
+
+def test_the_script_without_casctl(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    mount.remount()
+    script = tmp_path / "backup-script"
+    shutil.copy(ROOT / "scripts" / "backup", script)
+    path = os.pathsep.join(
+        d for d in os.environ["PATH"].split(os.pathsep) if not (Path(d) / "casctl").exists()
+    )
+    run(script, mount.store, tmp_path / "backup", BACKUP_LOCK_DIR=str(tmp_path), PATH=path)
+    check(tmp_path / "backup")
