@@ -96,6 +96,7 @@ class Image:
         self._heal = heal
         self._source: Source = base if base is not None else _Objects(tree)
         self._written: list[SealedBlob] = []
+        self.pages = 0
         self.new_blobs = 0
         self.new_bytes = 0
 
@@ -121,11 +122,13 @@ class Image:
             inode_count += _count(new) - _count(old.values())
             size_bytes += _bytes(new) - _bytes(old.values())
             inode_pages[page] = self._put(encode_inodes(new)) if new else None
+            self.pages += 1
             yield
         history_pages: dict[int, Digest | None] = {}
         for page in self._history_pages():
             histories = self._instant.histories(page)
             history_pages[page] = write_histories(self._put, histories) if histories else None
+            self.pages += 1
             yield
         root = Root(
             uuid=self._labels.uuid,

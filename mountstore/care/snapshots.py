@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -58,6 +58,14 @@ _RETRY_S: Final = 300.0
 """An automatic snapshot that failed is tried again after this time, at most."""
 
 
+Progress = Callable[[int, int | None, str], None]
+"""Takes how much is done, of how much, and the unit."""
+
+
+def _untold(done: int, total: int | None, unit: str) -> None:
+    pass
+
+
 class SnapshotInfo(NamedTuple):
     """A snapshot, in short. Of one whose root cannot be read, `flaw` says why and the numbers are 0."""
 
@@ -93,8 +101,11 @@ class Snapshots:
 
     # --- taking ---
 
-    async def take(self, name: str | None = None) -> Taken:
+    async def take(self, name: str | None = None, progress: Progress = _untold) -> Taken:
         """Take a snapshot; without a name, its time is the name.
+
+        Args:
+          progress: Told how many pages are written.
 
         Raises:
           ExistsError: There is one of that name.
@@ -108,16 +119,16 @@ class Snapshots:
         """
         if name is not None and name.startswith(AUTOMATIC):
             raise MisuseError(f"{name}: names that begin with {AUTOMATIC} are for automatic snapshots")
-        return await self._take(name, "")
+        return await self._take(name, "", progress)
 
     async def take_automatic(self) -> Taken | None:
         """Take one if anything changed since the last. Raises: As `take`."""
         self._store.commits.commit()
         if not self._store.catalog.stale.changed:
             return None
-        return await self._take(None, AUTOMATIC)
+        return await self._take(None, AUTOMATIC, _untold)
 
-    async def _take(self, name: str | None, prefix: str) -> Taken:
+    async def _take(self, name: str | None, prefix: str, progress: Progress) -> Taken:
         store = self._store
         store.namespace.require_writable()
         if name is not None:
@@ -131,16 +142,23 @@ class Snapshots:
             with store.contents.adding():
                 base = store.catalog.stale.base
                 try:
-                    return await self._take_alone(name, prefix, taken_names, started, heal=False)
+                    return await self._take_alone(name, prefix, taken_names, started, progress, heal=False)
                 except (CorruptError, BlobMissingError) as exc:
                     if base is None:
                         raise
                     log.error("the last snapshot cannot be built on, so all of the next one is written: %s", exc)
                     store.catalog.forget_snapshot()
-                return await self._take_alone(name, prefix, taken_names, started, heal=True)
+                return await self._take_alone(name, prefix, taken_names, started, progress, heal=True)
 
     async def _take_alone(
-        self, name: str | None, prefix: str, taken_names: set[str], started: float, *, heal: bool
+        self,
+        name: str | None,
+        prefix: str,
+        taken_names: set[str],
+        started: float,
+        progress: Progress,
+        *,
+        heal: bool,
     ) -> Taken:
         store = self._store
         before = time.monotonic()
@@ -159,7 +177,7 @@ class Snapshots:
                     time_ns,
                     config_text(store.config),
                 )
-                image, digest, root = await self._write(instant, changes, base, labels, heal)
+                image, digest, root = await self._write(instant, changes, base, labels, heal, progress)
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(instant.close)
@@ -182,7 +200,13 @@ class Snapshots:
         return Taken(info, image.new_blobs, image.new_bytes, instant_s, time.monotonic() - started)
 
     async def _write(
-        self, instant: Instant, changes: Changes, base: Digest | None, labels: Labels, heal: bool
+        self,
+        instant: Instant,
+        changes: Changes,
+        base: Digest | None,
+        labels: Labels,
+        heal: bool,
+        progress: Progress,
     ) -> tuple[Image, Digest, Root]:
         tree = self._store.tree
         below = None if base is None else await trio.to_thread.run_sync(SnapshotTree, tree, base)
@@ -194,6 +218,7 @@ class Snapshots:
                 # A worker that is left alone would go on with the connection.
                 result = await trio.to_thread.run_sync(_stretch, steps)
                 self._store.ledger.record(image.take_written())
+                progress(image.pages, None, "pages")
         except BaseException:
             self._store.ledger.suspect = True
             raise

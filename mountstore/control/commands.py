@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.control import accounts, basics, collecting, history, resizing, state, upkeep
+from mountstore.control import accounts, basics, collecting, history, resizing, snapshotting, state, upkeep
 from mountstore.control.command import Registry
 
 __all__ = ["REGISTRY"]
@@ -13,6 +13,7 @@ REGISTRY = Registry(
         *state.COMMANDS,
         *collecting.COMMANDS,
         *history.COMMANDS,
+        *snapshotting.COMMANDS,
         *upkeep.COMMANDS,
         *accounts.COMMANDS,
         *resizing.COMMANDS,

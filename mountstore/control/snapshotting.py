@@ -1,0 +1,96 @@
+"""Commands about snapshots: taking, listing, comparing, deleting."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import trio
+
+from mountstore.care.snapshot_diff import ChangedPath, diff
+from mountstore.care.snapshots import SnapshotInfo, Snapshots
+from mountstore.control.command import Answer, Argument, Arguments, Command, Kind
+from mountstore.control.context import Context
+
+__all__ = ["COMMANDS"]
+
+_ROWS_MAX = 10_000
+"""More differences are counted but not told, unless all are asked for."""
+
+
+async def _snapshot(context: Context, arguments: Arguments) -> Answer:
+    name = arguments.text("name") if "name" in arguments else None
+    taken = await Snapshots(context.store).take(name, progress=context.progress)
+    return {
+        **_row(taken.info),
+        "new_blobs": taken.new_blobs,
+        "new_bytes": taken.new_bytes,
+        "elapsed_s": round(taken.elapsed_s, 3),
+    }
+
+
+async def _snapshots(context: Context, arguments: Arguments) -> Answer:
+    return {"rows": [_row(info) for info in await Snapshots(context.store).list()]}
+
+
+def _row(info: SnapshotInfo) -> dict[str, object]:
+    row: dict[str, object] = {
+        "name": info.name,
+        "time_s": info.time_ns / 1e9,
+        "automatic": info.automatic,
+        "inodes": info.inodes,
+        "bytes": info.bytes,
+        "root": info.root.name,
+    }
+    return row if info.flaw is None else {**row, "flaw": info.flaw}
+
+
+async def _delete(context: Context, arguments: Arguments) -> Answer:
+    snapshots = Snapshots(context.store)
+    names = arguments.texts("name")
+    for name in names:
+        await snapshots.delete(name)
+    return {"deleted": names}
+
+
+async def _diff(context: Context, arguments: Arguments) -> Answer:
+    snapshots = Snapshots(context.store)
+    old = await snapshots.open(arguments.text("old"))
+    new = await snapshots.open(arguments.text("new"))
+
+    def compare() -> tuple[list[ChangedPath], int]:
+        found = diff(old, new)
+        told = list(found) if arguments.flag("all") else list(islice(found, _ROWS_MAX))
+        return told, sum(1 for _ in found)
+
+    told, more = await trio.to_thread.run_sync(compare)
+    rows = [{"path": b"/" + path, "difference": difference.value} for path, difference in told]
+    return {"rows": rows, "more": more}
+
+
+COMMANDS = (
+    Command(
+        "snapshot",
+        "take a snapshot of the whole tree; without a name, the time is the name",
+        _snapshot,
+        (Argument("NAME", "letters, digits, and _ . + -; not beginning with auto-"),),
+        long=True,
+    ),
+    Command("snapshots", "list snapshots, newest first", _snapshots),
+    Command(
+        "snapshot-delete",
+        "delete snapshots; what only they had goes with the next gc",
+        _delete,
+        (Argument("NAME", "of a snapshot", required=True, many=True),),
+    ),
+    Command(
+        "snapshot-diff",
+        "list the paths that differ between two snapshots",
+        _diff,
+        (
+            Argument("OLD", "name of a snapshot", required=True),
+            Argument("NEW", "name of a snapshot", required=True),
+            Argument("--all", f"tell all of them, not only {_ROWS_MAX}", Kind.FLAG),
+        ),
+        long=True,
+    ),
+)
