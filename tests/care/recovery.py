@@ -74,6 +74,11 @@ class Lost:
         shutil.copytree(self.blobs, path / "blobs", symlinks=True)
         return Lost(path, self.dumps)
 
+    def files(self) -> int:
+        """How many names of regular files there are."""
+        inodes = {row[0] for row in dump(self.catalog)["inode"] if stat.S_ISREG(int(str(row[1])))}
+        return sum(row[2] in inodes for row in dump(self.catalog)["entry"])
+
     def shows(self, name: str, besides: Kind | None = None) -> None:
         """The catalog says what the snapshot did, and nothing is wrong with the store but other snapshots."""
         now = dump(self.catalog)
