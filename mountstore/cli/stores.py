@@ -89,6 +89,12 @@ def told_of(rebuilt: Rebuilt) -> list[str]:
                 f"snapshot {candidate.ref.name} ({time_text(candidate.ref.time_ns)}) lacks"
                 f" {candidate.flaw_count} things, such as {flaw}"
             )
+    newest = rebuilt.survey.candidates[0]
+    if newest.ref != rebuilt.taken.ref and newest.flaws:
+        lines.append(
+            "to have what is there of a newer one, and not all of an older one:"
+            f" fsck.cas --rebuild --partial --snapshot {newest.ref.name}"
+        )
     ref = rebuilt.taken.ref
     lines.append(
         f"the catalog was made from snapshot {ref.name} ({time_text(ref.time_ns)}): {rebuilt.inodes} inodes,"
