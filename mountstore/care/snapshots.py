@@ -8,7 +8,7 @@ Order of taking one, and what a crash in between leaves
   2. a hard sync: they, and every content of before T, survive power loss         (blobs without a use)
   3. the ref, in one step, durably                                                (a snapshot)
   4. the catalog notes its root as the one to build on, and forgets what was stale (a larger next one before)
-While one is taken, garbage collection waits with what it must not miss (`Store.snapshotting`, `Contents.adding`).
+While one is taken, garbage collection waits before it marks anything (`Store.snapshotting`).
 
 Thread: the store's owner, under trio. What blocks runs in workers.
 """
@@ -139,16 +139,15 @@ class Snapshots:
             if name in taken_names:
                 raise ExistsError(f"there is a snapshot {name} already")
             await store.sealer.seal_closed()
-            with store.contents.adding():
-                base = store.catalog.stale.base
-                try:
-                    return await self._take_alone(name, prefix, taken_names, started, progress, heal=False)
-                except (CorruptError, BlobMissingError) as exc:
-                    if base is None:
-                        raise
-                    log.error("the last snapshot cannot be built on, so all of the next one is written: %s", exc)
-                    store.catalog.forget_snapshot()
-                return await self._take_alone(name, prefix, taken_names, started, progress, heal=True)
+            base = store.catalog.stale.base
+            try:
+                return await self._take_alone(name, prefix, taken_names, started, progress, heal=False)
+            except (CorruptError, BlobMissingError) as exc:
+                if base is None:
+                    raise
+                log.error("the last snapshot cannot be built on, so all of the next one is written: %s", exc)
+                store.catalog.forget_snapshot()
+            return await self._take_alone(name, prefix, taken_names, started, progress, heal=True)
 
     async def _take_alone(
         self,

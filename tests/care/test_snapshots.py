@@ -9,6 +9,7 @@ import random
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -464,27 +465,43 @@ async def test_a_cancelled_snapshot_is_none(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("step", ["watched", "judged", "dropped", "synced", "marked", "moved", "swept"])
-async def test_what_a_snapshot_needs_that_is_taken_meanwhile_is_not_collected(tmp_path: Path, step: str) -> None:
-    """Garbage collection drops the versions that a snapshot, which has just begun, shows."""
+async def test_what_a_snapshot_needs_that_is_taken_meanwhile_is_not_collected(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Garbage collection drops the versions that a snapshot shows, whose instant was before, and which is written
+    as late as it can be: when the collection waits for it, or is over."""
     async with work(tmp_path, KEEP_NONE) as w:
         taker = Snapshots(w.store)
+        over = False
+        has_instant = trio.Event()
+        write = Snapshots._write
+
+        async def write_late(self: Snapshots, *arguments: Any) -> Any:
+            has_instant.set()
+            while not over and not w.store.snapshotting.statistics().tasks_waiting:
+                await trio.sleep(0.001)
+                if step == "watched":
+                    # It waits for additions that have begun before.
+                    break
+            return await write(self, *arguments)
+
         await w.save(b"other", b"x" * 100)
         await taker.take("base")
         for i in range(4):
             await w.save(b"f", bytes_like(i, 1000))
         await w.forget(b"garbage")
+        monkeypatch.setattr(Snapshots, "_write", write_late)
         async with trio.open_nursery() as nursery:
 
             async def begin(done: str) -> None:
+                nonlocal over
                 if done == step:
                     nursery.start_soon(taker.take, "meanwhile")
-                    # Far enough to have its instant.
-                    while not w.store.snapshotting.locked():
-                        await trio.sleep(0)
-                    for _ in range(3):
-                        await trio.sleep(0)
+                    await has_instant.wait()
+                over = over or done == "swept"
 
             await w.collect(NO_GRACE, step=begin)
+        monkeypatch.setattr(Snapshots, "_write", write)
         await check_complete(w)
         await w.collect(NO_GRACE)
         await check_complete(w)
