@@ -106,7 +106,8 @@ def create_store(
     """Make a store in an absent or empty directory.
 
     A directory that holds nothing but `blobs/` is made a store too: the blobs are adopted as they are. With
-    snapshots among them it was a store, and `mountstore.care.rebuild` makes it one again.
+    snapshots among them it was a store, and `mountstore.care.rebuild` makes it one again. Others than the owner
+    and the group of the directory lose all access to it.
 
     Args:
       dir_limit: Most entries of a directory in the balanced tree.
@@ -146,9 +147,13 @@ def create_store(
             f"{blobs}: has snapshots, so an empty store is not made of it; mount {path}, or use"
             " fsck.cas --rebuild, to have back what they show"
         )
+    # Blobs can be read by whoever gets to them, whatever the modes of the files they belong to.
+    os.chmod(path, os.stat(path).st_mode & 0o7770)
     BalancedTree(os.path.join(path, BLOBS_NAME), dir_limit=dir_limit)
-    os.makedirs(os.path.join(path, STAGING_NAME), exist_ok=True)
+    os.makedirs(os.path.join(path, STAGING_NAME), 0o700, exist_ok=True)
     catalog = Catalog(os.path.join(path, CATALOG_NAME))
+    # The group may be let in for the sake of the blobs (docs/serving.md), not for this.
+    os.chmod(catalog.path, 0o600)
     inodes = InodeTable(catalog)
     inodes.create_root(os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
     inodes.flush()

@@ -61,6 +61,7 @@ class Trash:
                 return self._tree.retire(digest, destination)
             except FileNotFoundError:
                 # No such directory yet, or no longer: `purge` removes those it empties.
+                os.makedirs(self.path, 0o700, exist_ok=True)
                 os.makedirs(directory, exist_ok=True)
 
     def walk(self) -> Iterator[Discarded]:
