@@ -10,6 +10,7 @@ from mountstore.care.snapshot_diff import ChangedPath, diff
 from mountstore.care.snapshots import SnapshotInfo, Snapshots
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind
 from mountstore.control.context import Context
+from mountstore.errors import MisuseError
 
 __all__ = ["COMMANDS"]
 
@@ -18,8 +19,17 @@ _ROWS_MAX = 10_000
 
 
 async def _snapshot(context: Context, arguments: Arguments) -> Answer:
-    name = arguments.text("name") if "name" in arguments else None
-    taken = await Snapshots(context.store).take(name, progress=context.progress)
+    snapshots = Snapshots(context.store)
+    if arguments.flag("auto"):
+        if "name" in arguments:
+            raise MisuseError("--auto: an automatic snapshot has the time as its name; give no name")
+        automatic = await snapshots.take_automatic()
+        if automatic is None:
+            return {"name": None}
+        taken = automatic
+    else:
+        name = arguments.text("name") if "name" in arguments else None
+        taken = await snapshots.take(name, progress=context.progress)
     return {
         **_row(taken.info),
         "new_blobs": taken.new_blobs,
@@ -49,6 +59,7 @@ async def _delete(context: Context, arguments: Arguments) -> Answer:
     names = arguments.texts("name")
     for name in names:
         await snapshots.delete(name)
+        await context.services.forget_snapshot(name)
     return {"deleted": names}
 
 
@@ -72,7 +83,10 @@ COMMANDS = (
         "snapshot",
         "take a snapshot of the whole tree; without a name, the time is the name",
         _snapshot,
-        (Argument("NAME", "letters, digits, and _ . + -; not beginning with auto-"),),
+        (
+            Argument("NAME", "letters, digits, and _ . + -; not beginning with auto-"),
+            Argument("--auto", "as those by the hour: if anything changed, and not kept for ever", Kind.FLAG),
+        ),
         long=True,
     ),
     Command("snapshots", "list snapshots, newest first", _snapshots),

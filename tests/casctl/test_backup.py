@@ -283,7 +283,7 @@ def test_where_no_backup_goes(mount: LiveMount, make_mount: MountMaker, tmp_path
 def test_others_may_not(mount: LiveMount, tmp_path: Path) -> None:
     let_everybody_reach(tmp_path)
     ended = casctl_as(65534, "--mount", mount.path, "backup", tmp_path / "backup")
-    assert ended.returncode == 5
+    assert ended.returncode == 5, ended.stderr
 
 
 def test_progress_and_result_for_programs(mount: LiveMount, tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ from mountstore.cli.casctl.rendering import number, size, value
 from mountstore.cli.casctl.rsync import Copied, Rsync
 from mountstore.cli.exits import printable, say
 from mountstore.control.command import Argument, Kind
-from mountstore.control.commands import REGISTRY
 from mountstore.fuse.mounts import Mount
 
 _HOLD_S = 600
@@ -45,6 +44,15 @@ _HOLD_S = 600
 _RENEW_S = 60.0
 
 _NAMES_SHOWN = 10
+
+
+def refs_of(store: str) -> list[str]:
+    """Names of the snapshots that are there now; one that is taken later may need what is not copied."""
+    try:
+        names = os.listdir(os.path.join(store, "blobs", REFS_NAME))
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if not name.startswith("."))
 
 
 class Source(Protocol):
@@ -70,9 +78,12 @@ class _MountedSource:
         self._hold()
 
     def snapshot(self) -> None:
-        if REGISTRY.get("snapshot") is not None:
-            self._control.run(["snapshot"], job=True)
+        # What was closed by now is to be in it.
         self._control.run(["sync"], job=True)
+        self._control.run(["snapshot", "--auto"], job=True)
+        if not refs_of(self.store):
+            # Nothing changed since one was taken that somebody deleted.
+            self._control.run(["snapshot"], job=True)
 
     def keep(self) -> None:
         if time.monotonic() - self._renewed_s > _RENEW_S:
@@ -180,7 +191,7 @@ class Backup:
         destination.prepare()
         source.snapshot()
         since_s = time.time()
-        refs = self._refs()
+        refs = refs_of(source.store)
         if not refs:
             raise Failure(
                 Exit.FAILED,
@@ -204,14 +215,6 @@ class Backup:
             "checked": "every byte" if self._full else "names and sizes",
             "elapsed_s": round(time.monotonic() - began_s, 3),
         }
-
-    def _refs(self) -> list[str]:
-        """Names of the snapshots that are there now; one that is taken later may need what is not copied."""
-        try:
-            names = os.listdir(os.path.join(self._blobs, REFS_NAME))
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if not name.startswith("."))
 
     def _copy_blobs(
         self, *arguments: str, names: Sequence[str] | None = None, title: str = "copying"
@@ -272,10 +275,14 @@ def _check_apart(store: str, destination: Destination) -> None:
 
 def _check_readable(store: str) -> None:
     blobs = os.path.join(store, "blobs")
-    if not os.path.isdir(blobs):
-        raise Failure(Exit.FAILED, f"{printable(store)}: is not a store, or one that this user may not see")
-    if not os.access(blobs, os.R_OK | os.X_OK):
-        raise Failure(Exit.DENIED, f"{printable(blobs)}: cannot be read by this user; try it as root")
+    try:
+        os.listdir(blobs)
+    except PermissionError:
+        raise Failure(
+            Exit.DENIED, f"{printable(blobs)}: cannot be read by this user; try it as root"
+        ) from None
+    except OSError as exc:
+        raise Failure(Exit.FAILED, f"{printable(store)}: is not a store: {exc.strerror}") from exc
 
 
 @contextmanager

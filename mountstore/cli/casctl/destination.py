@@ -32,6 +32,13 @@ done
 mkdir -p "blobs/$staging" blobs/refs && rm -f "blobs/$staging/".*_*.??????
 """
 
+_FINISH = """
+cd -- "$1" || exit
+rm -f "blobs/$2/".*_*.??????
+rmdir "blobs/$2"
+sync -f .
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Destination:
@@ -110,7 +117,7 @@ class Destination:
 
     def finish(self) -> None:
         """As `sync`, when nothing more will be copied. Raises: Failure"""
-        self.run('cd -- "$1" && rmdir "blobs/$2" && sync -f .', self.path, STAGING)
+        self.run(_FINISH, self.path, STAGING)
 
 
 def last_line(text: str) -> str:
