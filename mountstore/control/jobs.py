@@ -120,9 +120,13 @@ class Jobs:
             try:
                 await trio.sleep_forever()
             finally:
-                self._nursery = None
-                for job in self._running.values():
-                    job.cancel()
+                self.stop()
+
+    def stop(self) -> None:
+        """Take no more commands, and cancel those that run."""
+        self._nursery = None
+        for job in self._running.values():
+            job.cancel()
 
     # --- looking ---
 

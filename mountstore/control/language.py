@@ -53,25 +53,22 @@ class LineBuffer:
         """Take what was written; yields the lines that it ends, without their newlines.
 
         Raises:
-          MisuseError: A line is too long. All of it is passed over, also what is written of it later, and with it
-            whatever follows in `data`.
+          MisuseError: A line is too long, or `data` begins with more of one that was. Nothing of it is ever
+            yielded, nor what follows in `data`: nobody shall take the end of a line for a command.
         """
+        if self._skipping:
+            self._skipping = b"\n" not in data
+            raise MisuseError("this is the rest of a line that was too long; nothing of it was run")
         begin = 0
         while (end := data.find(b"\n", begin)) >= 0:
             line = data[begin:end]
             begin = end + 1
-            if self._skipping:
-                self._skipping = False
-                continue
             if self._rest:
                 line = bytes(self._rest) + line
                 self._rest.clear()
             if len(line) > LINE_MAX_BYTES:
-                self._skipping = not data.endswith(b"\n")
                 raise _too_long()
             yield line
-        if self._skipping:
-            return
         self._rest += data[begin:]
         if len(self._rest) > LINE_MAX_BYTES:
             self._rest.clear()

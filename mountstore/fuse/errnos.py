@@ -31,7 +31,8 @@ _ERRNOS: Final[dict[type[Exception], int]] = {
     errors.NoSpaceError: errno.ENOSPC,
     errors.QuotaError: errno.EDQUOT,
     errors.StaleError: errno.ESTALE,
-    errors.CancelledError: errno.EINTR,
+    # Not EINTR: after that many programs do the same again.
+    errors.CancelledError: errno.ECANCELED,
     errors.BusyError: errno.EBUSY,
     errors.BlobMissingError: errno.EIO,
     errors.CorruptError: errno.EIO,

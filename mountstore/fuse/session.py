@@ -125,7 +125,7 @@ async def _serve(
             if options.fast_loop:
                 request_loop.install(options.busy_poll_us / 1e6)
             async with trio.open_nursery() as nursery:
-                await nursery.start(_end_on_signal, connection, operations)
+                await nursery.start(_end_on_signal, connection, operations, control)
                 await nursery.start(control.jobs.run)
                 if options.snapshot_s and not options.read_only:
                     nursery.start_soon(Snapshots(store).keep, options.snapshot_s)
@@ -183,6 +183,7 @@ async def _announce(on_ready: Callable[[], None]) -> None:
 async def _end_on_signal(
     connection: handshake.Connection,
     operations: Operations,
+    control: Control,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Unmount when told to end; who still uses the mount loses it, after the kernel wrote back all it had."""
@@ -190,6 +191,8 @@ async def _end_on_signal(
         task_status.started()
         async for number in signals:
             log.info("%s: unmounting %s", signal.Signals(number).name, connection.mountpoint)
+            # Who waits for a command uses the mount, and cannot even be killed.
+            control.jobs.stop()
             try:
                 await trio.to_thread.run_sync(mounts.unmount, connection.mountpoint)
             except BusyError as exc:

@@ -120,7 +120,11 @@ async def test_what_cannot_be_understood_is_refused_and_does_no_harm(desk: Desk,
         await conversation.write(text)
     (answer,) = answers(conversation)
     assert answer["type"] == "error"
-    await conversation.write(b"x\nhelp jobs\n" if not text.endswith(b"\n") else b"help jobs\n")
+    if not text.endswith(b"\n"):
+        with pytest.raises(CommandFailedError, match="MisuseError"):
+            await conversation.write(b"x\nhelp jobs\n")
+        assert answers(conversation)[0]["type"] == "error"
+    await conversation.write(b"help jobs\n")
     assert answers(conversation)[0]["type"] == "result"
 
 
