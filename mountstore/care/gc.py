@@ -27,7 +27,6 @@ Whoever refers to blobs without having added them (a pin of something unused) ca
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +44,7 @@ from mountstore.care.expiry import Expiry, Only
 from mountstore.care.marks import Marks
 from mountstore.care.roots import Listed, await_seals, hashes_below, hashes_of, in_memory, read_lists
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.care.switching import prompt_switching
 from mountstore.care.sweep import COLLECTED, STRETCH_S, Fate, Sweep, Tally
 from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseError
 from mountstore.namespace.inventory import Inventory
@@ -76,10 +76,6 @@ OLDER_THAN_DAYS = 7.0
 
 _ROWS = 100
 """Rows dropped in one go on the owner's thread: about a millisecond."""
-
-_SWITCH_S = 0.0005
-"""How long a worker may keep the interpreter while others wait; ten times less than usual, so that a request
-that lets go of it several times is not held up each time."""
 
 Roots = Callable[[], Iterable[Digest]]
 """Yields blobs that something needs of which the catalog does not know; called in a worker after T."""
@@ -174,7 +170,7 @@ async def collect(
     options = options or Options()
     if not options.dry_run:
         store.namespace.require_writable()
-    with _watched(store), _prompt_switching():
+    with _watched(store), prompt_switching():
         await step("watched")
         return await _Collection(store, options, roots, step, progress).run()
 
@@ -189,7 +185,7 @@ async def prune(store: Store, only: Only, *, dry_run: bool = False) -> dict[str,
     """
     if not dry_run:
         store.namespace.require_writable()
-    with _watched(store), _prompt_switching():
+    with _watched(store), prompt_switching():
         return await _Collection(store, Options(dry_run=dry_run), (), _no_step, _no_progress).prune(only)
 
 
@@ -263,16 +259,6 @@ def _watched(store: Store) -> Iterator[None]:
         yield
     finally:
         store.tree.unwatch()
-
-
-@contextmanager
-def _prompt_switching() -> Iterator[None]:
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(min(usual, _SWITCH_S))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 async def _in_stretches(

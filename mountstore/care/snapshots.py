@@ -29,6 +29,7 @@ from mountstore.blobs.flush import fsync_path
 from mountstore.blobs.refs import REFS_NAME, Ref, check_ref_name, read_ref, read_refs, write_ref
 from mountstore.care.snapshot_image import Image, Labels
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.care.switching import prompt_switching
 from mountstore.errors import (
     AbsentError,
     BlobMissingError,
@@ -176,7 +177,8 @@ class Snapshots:
                     time_ns,
                     config_text(store.config),
                 )
-                image, digest, root = await self._write(instant, changes, base, labels, heal, progress)
+                with prompt_switching():
+                    image, digest, root = await self._write(instant, changes, base, labels, heal, progress)
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(instant.close)
