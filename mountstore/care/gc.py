@@ -44,8 +44,8 @@ from mountstore.care.expiry import Expiry, Only
 from mountstore.care.marks import Marks
 from mountstore.care.roots import Listed, await_seals, hashes_below, hashes_of, in_memory, read_lists
 from mountstore.care.snapshot_tree import SnapshotTree
-from mountstore.care.switching import prompt_switching
 from mountstore.care.sweep import COLLECTED, STRETCH_S, Fate, Sweep, Tally
+from mountstore.care.switching import prompt_switching
 from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseError
 from mountstore.namespace.inventory import Inventory
 from mountstore.store import Store
