@@ -15,7 +15,7 @@ import trio.testing
 
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.blobs.tree import BalancedTree
-from mountstore.errors import NoSpaceError, ReadOnlyError
+from mountstore.errors import ExistsError, NoSpaceError, ReadOnlyError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.commits import SOFT_INTERVAL_S
 from mountstore.namespace.draft import MEMORY_MAX
@@ -318,3 +318,48 @@ def _copy_of(store_path: str, tmp_path: Path) -> str:
     copy = tmp_path / "crashed"
     shutil.copytree(store_path, copy, ignore=shutil.ignore_patterns("lock"))
     return str(copy)
+
+
+async def test_what_is_undone_is_forgotten_and_what_came_before_is_not(tmp_path: Path) -> None:
+    catalog = Catalog(str(tmp_path / "catalog.db"))
+    catalog.add_entry(1, b"before", 10, 3)
+    catalog.add_entry(1, b"moved", 11, 4)
+
+    class GoneWrongError(Exception):
+        pass
+
+    with pytest.raises(GoneWrongError), catalog.savepoint():
+        catalog.add_entry(1, b"within", 12, 5)
+        catalog.move_entry(1, b"moved", 1, b"elsewhere", None)
+        catalog.delete_entry(1, b"before")
+        assert catalog.get_entry(1, b"elsewhere") == 11
+        raise GoneWrongError
+    assert [catalog.get_entry(1, name) for name in (b"before", b"moved", b"within", b"elsewhere")] == [
+        *(10, 11, None, None)
+    ]
+    with pytest.raises(ExistsError), catalog.savepoint():
+        catalog.add_entry(1, b"before", 13, 6)
+    catalog.commit()
+    catalog.close()
+    again = Catalog(str(tmp_path / "catalog.db"))
+    assert [row[1:3] for row in again.listing(1, 0)] == [(b"before", 10), (b"moved", 11)]
+    again.close()
+
+
+async def test_a_name_is_what_it_was_made_last(tmp_path: Path) -> None:
+    """Names kept in memory follow every change."""
+    catalog = Catalog(str(tmp_path / "catalog.db"))
+    catalog.add_entry(1, b"a", 10, 3)
+    catalog.add_entry(1, b"b", 11, 4)
+    catalog.point_entry(1, b"a", 12)
+    catalog.move_entry(1, b"b", 2, b"c", 5)
+    names = [(1, b"a"), (1, b"b"), (2, b"c")]
+    assert [catalog.get_entry(*name) for name in names] == [12, None, 11]
+    catalog.delete_entry(2, b"c")
+    catalog.add_entry(1, b"b", 14, 6)
+    assert [catalog.get_entry(*name) for name in names] == [12, 14, None]
+    catalog.commit()
+    catalog.close()
+    again = Catalog(str(tmp_path / "catalog.db"))
+    assert [again.get_entry(*name) for name in names] == [12, 14, None]
+    again.close()
