@@ -184,3 +184,18 @@ def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str
     assert main(["completion", shell]) == 0
     text = capsys.readouterr().out
     assert "completion" in text and "backup" in text
+
+
+# --- the manual ---
+
+
+def test_the_manual_has_every_command_and_option() -> None:
+    manual = (Path(__file__).parent.parent.parent / "docs" / "casctl.md").read_text()
+    sections = dict(part.split("\n", 1) for part in manual.split("\n### ")[1:])
+    elsewhere = (Path(__file__).parent.parent.parent / "docs" / "backup.md").read_text()
+    assert sections.keys() == {command.name for command in all_commands()}
+    for command in all_commands():
+        section = sections[command.name] + (elsewhere if command.name == "backup" else "")
+        for argument in command.arguments:
+            if argument.is_option:
+                assert f"{argument.name}" in section, f"{command.name} {argument.name}"
