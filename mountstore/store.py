@@ -130,7 +130,7 @@ def create_store(
         hole_min=max(piece_max // 64, 64),
     )
     config.chunking()
-    os.makedirs(path, exist_ok=True)
+    os.makedirs(path, 0o700, exist_ok=True)
     found = set(os.listdir(path))
     if CONFIG_NAME in found:
         raise ExistsError(f"{path}: is a store already")

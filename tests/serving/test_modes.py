@@ -1,0 +1,41 @@
+"""Who can get at the files of a store past its mount."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from mountstore.store import Store, create_store
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 0o700), (0o755, 0o750), (0o2777, 0o2770)])
+def test_others_get_nothing_of_a_new_store(tmp_path: Path, before: int | None, after: int) -> None:
+    path = tmp_path / "store"
+    if before is not None:
+        path.mkdir()
+        path.chmod(before)
+    create_store(str(path))
+    assert mode_of(path) == after
+
+
+def test_a_group_that_is_let_in_gets_blobs_only(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    create_store(str(path))
+
+    async def use() -> None:
+        async with Store.open(str(path)).running():
+            for file in path.glob("catalog.db*"):
+                assert mode_of(file) == 0o600, file
+            assert len(list(path.glob("catalog.db*"))) > 1
+
+    trio.run(use)
+    assert mode_of(path / "catalog.db") == 0o600
+    assert mode_of(path / "staging") == 0o700
