@@ -81,7 +81,7 @@ async def _diff(context: Context, arguments: Arguments) -> Answer:
 COMMANDS = (
     Command(
         "snapshot",
-        "take a snapshot of the whole tree; without a name, the time is the name",
+        "Take a snapshot of the whole tree; without a name, the time is the name.",
         _snapshot,
         (
             Argument("NAME", "letters, digits, and _ . + -; not beginning with auto-"),
@@ -89,16 +89,16 @@ COMMANDS = (
         ),
         long=True,
     ),
-    Command("snapshots", "list snapshots, newest first", _snapshots),
+    Command("snapshots", "List snapshots, newest first.", _snapshots),
     Command(
         "snapshot-delete",
-        "delete snapshots; what only they had goes with the next gc",
+        "Delete snapshots; what only they had goes with the next gc.",
         _delete,
         (Argument("NAME", "of a snapshot", required=True, many=True),),
     ),
     Command(
         "snapshot-diff",
-        "list the paths that differ between two snapshots",
+        "List the paths that differ between two snapshots.",
         _diff,
         (
             Argument("OLD", "name of a snapshot", required=True),
