@@ -44,6 +44,7 @@ from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.paths import find_paths
 from mountstore.namespace.policy import Policy
 from mountstore.namespace.recall import Recall
+from mountstore.namespace.recall_tree import TreeRecall
 from mountstore.namespace.recovery import Recovered, recover_contents
 from mountstore.namespace.renditions import Renditions
 from mountstore.namespace.replaced import Replaced
@@ -371,6 +372,14 @@ class Store:
             sealer=self.sealer,
             tree=self.tree,
             parameters=parameters,
+        )
+        self.tree_recall = TreeRecall(
+            namespace=self.namespace,
+            inodes=self.inodes,
+            timeline=self.timeline,
+            contents=self.contents,
+            sealer=self.sealer,
+            recall=self.recall,
         )
         self.files = Files(
             inodes=self.inodes,

@@ -28,6 +28,7 @@ from mountstore.fuse.virtual import Appearance, Directory, File, Link, Node
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import Inode
 from mountstore.namespace.notation import Instant, parse_number, parse_reference, parse_time
+from mountstore.namespace.past import PastFile, PastLink, PastThing, thing_at, things_at
 from mountstore.namespace.timeline import Line, Timeline, VersionReader
 from mountstore.store import Store
 
@@ -307,41 +308,23 @@ class _Past(_Virtual):
         return self._node(await self.view.settled(self.inode, name))
 
     def _node(self, line: Line) -> Node | None:
-        number = self.view.timeline.at(line, self.time_ns)
-        if number:
-            version = self.view._get(line, number)
-            if version is None:
-                return None
-            if not version.directory:
-                return self.view.version(line, number, version, self)
-            if self.view.timeline.inhabited(version.directory, self.time_ns):
-                owner = _owner_of(version)
-                return _Past(self.view, version.directory, owner, self, self.time_ns)
-        inode = line.inode
-        if inode is None or inode.btime_ns > self.time_ns:
-            return None
-        if inode.is_directory:
-            return _Past(self.view, inode.id, self.view.owner(inode.id, None), self, self.time_ns)
-        return _PastLink(inode) if inode.target is not None else None
+        thing = thing_at(self.view.timeline, line, self.time_ns)
+        return None if thing is None else self._show(thing)
+
+    def _show(self, thing: PastThing) -> Node:
+        if isinstance(thing, PastFile):
+            return self.view.file(thing.line, thing.number, thing.version[1:6])
+        if isinstance(thing, PastLink):
+            return _PastLink(thing.inode)
+        owner = _owner_of(thing.removed) if thing.removed is not None else self.view.owner(thing.inode, None)
+        return _Past(self.view, thing.inode, owner, self, self.time_ns)
 
     async def listing(self) -> Iterator[tuple[bytes, Node]]:
         return self._list()
 
     def _list(self) -> Iterator[tuple[bytes, Node]]:
-        timeline = self.view.timeline
-        for name in timeline.names(self.inode):
-            node = self._node(timeline.line(self.inode, name))
-            if node is not None:
-                yield name, node
-        for name, inode in timeline.entries(self.inode):
-            if inode.btime_ns > self.time_ns:
-                continue
-            line = timeline.line(self.inode, name)
-            # The others have been listed.
-            if not line.superseded:
-                node = self._node(line)
-                if node is not None:
-                    yield name, node
+        for name, thing in things_at(self.view.timeline, self.inode, self.time_ns):
+            yield name, self._show(thing)
 
 
 class _VersionFile(File):

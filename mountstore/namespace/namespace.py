@@ -11,7 +11,8 @@ Contents of regular files are `mountstore.namespace.files`.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from mountstore.errors import (
@@ -244,6 +245,15 @@ class Namespace:
         self._inodes.changed(directory)
 
     # --- removing ---
+    @contextmanager
+    def unversioned(self) -> Iterator[None]:
+        """The context, without an await, in which nothing that is removed leaves a version."""
+        enabled, self._versions.enabled = self._versions.enabled, False
+        try:
+            yield
+        finally:
+            self._versions.enabled = enabled
+
 
     def unlink(self, parent_id: int, name: bytes) -> Inode:
         """Remove a name that is not a directory's; returns what it stood for.

@@ -39,7 +39,7 @@ def place(
     taken = namespace.find(parent, name)
     if taken is not None and taken.is_directory:
         raise FoundDirectoryError(repr(name))
-    made_as = name if taken is None else _free_name(namespace, parent)
+    made_as = name if taken is None else free_name(namespace, parent)
     inode = namespace.create(parent, made_as, stat.S_IFREG | mode & 0o7777, Caller(uid, gid))
     inode.mode = stat.S_IFREG | mode & 0o7777
     inode.gid = gid
@@ -53,7 +53,8 @@ def place(
     return inode
 
 
-def _free_name(namespace: Namespace, parent: int) -> bytes:
+def free_name(namespace: Namespace, parent: int) -> bytes:
+    """A name that nothing in a directory has, for what is to get its own when it is whole."""
     number = 0
     while namespace.find(parent, name := b".restored-%d" % number) is not None:
         number += 1

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from mountstore.blobs.chunking import ChunkingParameters
 from mountstore.blobs.content import EMPTY, Content, ContentKind
+from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.seal import seal, seal_small
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import AbsentError, ExistsError, FoundDirectoryError, MisuseError, WantsDirectoryError
@@ -149,7 +150,7 @@ class Recall:
         version = self._get(line, number)
         parent, name = (line.parent, line.name) if to is None else self._place_of(to)
         with self._contents.adding():
-            content, allocated = await self._content(version)
+            content, allocated = await self.content_of(version)
             replaced = self._namespace.find(parent, name)
             if replaced is not None and replaced.draft is not None and replaced.writers == 0:
                 await self._sealer.seal(replaced)
@@ -167,14 +168,15 @@ class Recall:
             raise ExistsError(repr(path))
         return await self.restore(path, self._timeline.latest(line))
 
-    async def _content(self, version: Version) -> tuple[Content, int]:
-        """A content with exactly the version's bytes, and how many of them are not in holes."""
+    async def content_of(self, version: Version) -> tuple[Content, int]:
+        """A content with exactly the version's bytes, and how many of them are not in holes; for who is
+        `Contents.adding`."""
         content = EMPTY if version.size_bytes == 0 else version.content
         assert content is not None
         if content.size_bytes == version.size_bytes:
             if content.kind is not ContentKind.MANIFEST:
                 return content, content.size_bytes
-            return content, await self._contents.in_thread(self._allocated, content)
+            return content, await self._allocated(content)
         # So far it is the beginning of a longer one only.
         reader = self._timeline.open(version)
         try:
@@ -191,11 +193,12 @@ class Recall:
         self._ledger.record(sealed.blobs)
         return sealed.content, sealed.content.size_bytes - sealed.hole_bytes
 
-    def _allocated(self, content: Content) -> int:
+    async def _allocated(self, content: Content) -> int:
+        # Opened here, not in the worker: whose content is being read, and checksums, are the owner's to know.
         reader = self._contents.open_reader(content)
         assert reader is not None
         try:
-            return sum(end - start for start, end in reader.data_ranges())
+            return await self._contents.in_thread(_allocated_of, reader)
         finally:
             reader.close()
 
@@ -284,6 +287,10 @@ class Recall:
         if not directory:
             raise AbsentError(repr(line.name))
         return directory
+
+
+def _allocated_of(reader: ContentReader) -> int:
+    return sum(end - start for start, end in reader.data_ranges())
 
 
 _Pread = Callable[[int, int], bytes]
