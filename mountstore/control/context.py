@@ -70,6 +70,7 @@ class Services:
         command; returns when it is done, so that whoever waits for the command sees the change.
       forget_attributes: The same for the attributes of an inode, given its number.
       forget_versions: The same for what the kernel keeps of old versions that a collection took away.
+      forget_snapshot: The same for the name of a snapshot that was deleted.
       explain: The name of the errno for an exception (`ENOENT`); what nobody foresaw is logged.
       images: The processes that resize images; none before the first is needed.
       messages: The latest lines of the log.
@@ -79,6 +80,7 @@ class Services:
     invalidate: Callable[[int, bytes], Awaitable[None]] = _nobody_to_tell
     forget_attributes: Callable[[int], Awaitable[None]] = _nobody_to_tell
     forget_versions: Callable[[], Awaitable[None]] = _nobody_to_tell
+    forget_snapshot: Callable[[str], Awaitable[None]] = _nobody_to_tell
     explain: Callable[[Exception], str] = _name_of
     statistics: Statistics = field(default_factory=Statistics)
     images: Workers = field(default_factory=Workers)

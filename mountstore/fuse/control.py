@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from mountstore.control.commands import REGISTRY
@@ -12,6 +13,7 @@ from mountstore.control.state import metrics, statistics, status, text_of
 from mountstore.fuse.control_view import ControlDirectory
 from mountstore.fuse.errnos import errno_of
 from mountstore.fuse.kernel_cache import KernelCache
+from mountstore.fuse.snapshots_view import SNAPSHOTS_KEY
 
 if TYPE_CHECKING:
     from mountstore.fuse.operations import Operations
@@ -47,7 +49,13 @@ class Control:
             for parent, name in await operations.gone_versions():
                 await self._cache.forget_entry(parent, name)
 
+        async def forget_snapshot(name: str) -> None:
+            number = operations.number_of(SNAPSHOTS_KEY)
+            if number is not None:
+                await self._cache.forget_entry(number, os.fsencode(name))
+
         self.services.forget_versions = forget_versions
+        self.services.forget_snapshot = forget_snapshot
 
 
 def explain(exc: Exception) -> str:

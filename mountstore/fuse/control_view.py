@@ -5,6 +5,7 @@
     jobs, log        what runs; the latest messages                              0400
     blobs/DIGEST     a blob by its name, or its SHA-256; not listed              0500
     pins/            lists of blobs to keep                                      0700
+    snapshots/NAME/  the tree as it was                                          0555
     lost+found/      what recovery and fsck moved aside, and what fsck found     0500
 
 All of it belongs to the user who runs the daemon; root may do everything as everywhere.
@@ -38,6 +39,7 @@ from mountstore.control.messages import show
 from mountstore.errors import AbsentError, MisuseError
 from mountstore.fuse.lost_view import LostAndFound
 from mountstore.fuse.pins_view import PinsDirectory
+from mountstore.fuse.snapshots_view import SnapshotsDirectory, SnapshotsView
 from mountstore.fuse.virtual import Appearance, Channel, Directory, File, Node, Reader, Stream, Text
 from mountstore.namespace.blob_records import find_digests
 from mountstore.namespace.history import Version
@@ -100,10 +102,12 @@ class ControlDirectory(Directory):
         owned = self._owned
         owner = owned.uid, owned.gid
         serial = count(1)
+        snapshots = SnapshotsView(services.store, _CACHE_S)
         self._children: dict[bytes, NodeMaker] = {
             b"control": lambda above: _ControlFile(owned, services, registry, jobs, next(serial)),
             b"blobs": lambda above: _Blobs(owned, services, above),
             b"pins": lambda above: PinsDirectory(services.pins, owner, above),
+            b"snapshots": lambda above: SnapshotsDirectory(snapshots, owned.directory(0o555), above),
             b"lost+found": lambda above: LostAndFound(services.store.path, owner, above),
             b"log": lambda above: _TextFile(owned, b"log", 0o400, lambda: show(services.messages)),
             b"jobs": lambda above: _TextFile(owned, b"jobs", 0o400, lambda: _show_jobs(jobs)),

@@ -16,7 +16,7 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -45,6 +45,7 @@ from mountstore.fuse.virtual import VIRTUAL, Directory, VirtualInodes
 from mountstore.namespace import acl as acls
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.limbo import LIMBO
 from mountstore.namespace.namespace import NAME_MAX, Caller
 from mountstore.namespace.paths import find_paths
 from mountstore.store import Store
@@ -130,7 +131,7 @@ class Operations(pyfuse3.Operations):
         self._versions_name = versions_name or b""
         self._control = control
         self._hidden = frozenset({self._versions_name})
-        self._reserved = self._hidden | ({control_name} if control is not None else set())
+        self._reserved = self._hidden | {LIMBO} | ({control_name} if control is not None else set())
         self._statistics = statistics or Statistics()
         self._show_versions = show_versions and bool(versions_name)
         self._shadowed_reported = False
@@ -183,7 +184,10 @@ class Operations(pyfuse3.Operations):
             return self._present(self._get(answer)) if isinstance(answer, int) else answer
         if name != self._versions_name:
             # Reserved in the root alone.
-            if parent == ROOT and self._control is not None:
+            if parent == ROOT:
+                if name == LIMBO:
+                    return self._absent
+                assert self._control is not None
                 return self._virtual.present(self._control)
             inode = self._find(parent, name)
             return self._absent if inode is None else self._present(inode)
@@ -360,7 +364,8 @@ class Operations(pyfuse3.Operations):
         try:
             for position, name, inode in listing:
                 if name in hidden:
-                    self._report_shadowed(fh, name)
+                    if name != LIMBO:
+                        self._report_shadowed(fh, name)
                     continue
                 if not pyfuse3.readdir_reply(token, FileNameT(name), inode.view or present(inode), position):
                     return
@@ -654,6 +659,10 @@ class Operations(pyfuse3.Operations):
             if place is not None:
                 gone.append(place)
         return gone
+
+    def number_of(self, key: Hashable) -> int | None:
+        """The number that the kernel knows something virtual by, see `mountstore.fuse.virtual`."""
+        return self._virtual.number_of(key)
 
     async def find_written(self) -> list[bytes]:
         """A path, from the mount's root, of every file that somebody has open for writing."""

@@ -252,6 +252,11 @@ class VirtualInodes:
         """What the kernel knows now, by number."""
         return {number: known.node for number, known in self._known.items()}
 
+    def number_of(self, key: Hashable) -> int | None:
+        """The number that the kernel knows the node of a key by."""
+        known = self._numbers.get(key)
+        return None if known is None else known.number
+
     def _know(self, node: Node) -> _Known:
         key = node.key
         known = self._numbers.get(key)

@@ -137,6 +137,12 @@ class Namespace:
             raise WantsDirectoryError(f"inode {inode_id}")
         return inode
 
+    def require_place(self, parent_id: int, name: bytes) -> None:
+        """Raises: What keeps anything from being made under that name, but for what has it already."""
+        self._writable_directory(parent_id, name)
+        if name in (b"", b".", b".."):
+            raise ExistsError(repr(name))
+
     def _writable_directory(self, inode_id: int, name: bytes) -> Inode:
         """The directory in which `name` is to be made or removed."""
         self.require_writable()
@@ -239,12 +245,6 @@ class Namespace:
         self._touch(parent, now)
         return inode
 
-    def _touch(self, directory: Inode, now: int) -> None:
-        """An entry of it was made, removed or changed."""
-        directory.mtime_ns = directory.ctime_ns = now
-        self._inodes.changed(directory)
-
-    # --- removing ---
     @contextmanager
     def unversioned(self) -> Iterator[None]:
         """The context, without an await, in which nothing that is removed leaves a version."""
@@ -254,9 +254,21 @@ class Namespace:
         finally:
             self._versions.enabled = enabled
 
+    def _touch(self, directory: Inode, now: int) -> None:
+        """An entry of it was made, removed or changed."""
+        directory.mtime_ns = directory.ctime_ns = now
+        self._inodes.changed(directory)
 
-    def unlink(self, parent_id: int, name: bytes) -> Inode:
+    # --- removing ---
+
+    def unlink(
+        self, parent_id: int, name: bytes, *, at_ns: int | None = None, recorded: bool = True
+    ) -> Inode:
         """Remove a name that is not a directory's; returns what it stood for.
+
+        Args:
+          at_ns: When its history says that it went; default: now.
+          recorded: It may leave a history.
 
         Raises:
           AbsentError, FoundDirectoryError, ReadOnlyError
@@ -267,14 +279,17 @@ class Namespace:
             raise FoundDirectoryError(repr(name))
         now = now_ns()
         with self._catalog.savepoint():
-            self._versions.removed(parent_id, name, inode, now)
+            if recorded:
+                self._versions.removed(parent_id, name, inode, now if at_ns is None else at_ns)
             self._catalog.delete_entry(parent_id, name)
         self._unlinked(inode, now)
         self._touch(parent, now)
         return inode
 
-    def rmdir(self, parent_id: int, name: bytes) -> Inode:
-        """Remove an empty directory.
+    def rmdir(
+        self, parent_id: int, name: bytes, *, at_ns: int | None = None, recorded: bool = True
+    ) -> Inode:
+        """Remove an empty directory; arguments as of `unlink`.
 
         Raises:
           AbsentError, WantsDirectoryError, NotEmptyError, MisuseError (`.`), ReadOnlyError
@@ -288,7 +303,8 @@ class Namespace:
         self._require_empty_directory(inode, name)
         now = now_ns()
         with self._catalog.savepoint():
-            self._versions.removed(parent_id, name, inode, now)
+            if recorded:
+                self._versions.removed(parent_id, name, inode, now if at_ns is None else at_ns)
             self._catalog.delete_entry(parent_id, name)
         parent.nlink -= 1
         self._unlinked(inode, now)

@@ -184,9 +184,19 @@ class Versions:
             fleeting=fleeting,
         )
 
+    def directory_leaves(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
+        """A directory is about to be removed with all that is in it, which will leave histories."""
+        if self.enabled and (self._catalog.has_entries(inode.id) or self._has_histories(inode)):
+            self._record_directory(parent, name, inode, now)
+
+    def _has_histories(self, directory: Inode) -> bool:
+        return next(self.histories.names(directory.id), None) is not None
+
     def _directory_removed(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
-        if next(self.histories.names(inode.id), None) is None:
-            return
+        if self._has_histories(inode):
+            self._record_directory(parent, name, inode, now)
+
+    def _record_directory(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
         own = self.histories.of_name(parent, name)
         history = self.histories.append_directory(
             own, inode.id, mode=self.kept_mode(inode), uid=inode.uid, gid=inode.gid, now=now
