@@ -96,7 +96,8 @@ def test_any_call_that_fails_is_told_and_the_next_attempt_succeeds(
     with traced(mount.pid, tmp_path / "dry", CALLS) as trace:
         work(mount.path / operation, choice.randbytes(size))
     targets = _targets(trace.calls(), str(mount.store))
-    assert {"rename", "fsync", "fdatasync"} <= {name for name, _ in targets} or operation == "names"
+    expected = {"names": {"fdatasync"}, "large": {"rename", "fsync", "fdatasync"}}
+    assert expected.get(operation, {"rename", "fdatasync"}) <= {name for name, _ in targets}
     for name, number in targets:
         settled(mount)
         output = tmp_path / f"{name}-{number}"
@@ -161,7 +162,7 @@ def _ends_in_doubt(mount: LiveMount) -> None:
     (mount.path / "accepted").touch()
 
 
-def test_an_fsync_of_a_small_file_flushes_four_times_at_most_and_never_in_the_main_thread(
+def test_an_fsync_of_a_small_file_flushes_once_and_never_in_the_main_thread(
     mount: LiveMount, tmp_path: Path
 ) -> None:
     for number in range(3):
@@ -171,5 +172,5 @@ def test_an_fsync_of_a_small_file_flushes_four_times_at_most_and_never_in_the_ma
             write(mount.path / f"f{number}", b"%d" % number * 100)
     calls = trace.calls()
     assert all(call.thread != mount.pid for call in calls)
-    # The blob, its directory, for a new directory the one above, and the write-ahead log.
-    assert 20 * 2 <= len(calls) <= 20 * 4
+    # The write-ahead log, with the bytes in the journal. If five seconds pass meanwhile, the blobs once.
+    assert 20 <= len(calls) <= 20 + 4
