@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,6 +95,30 @@ def test_a_directory_is_made_and_seen(mount: LiveMount) -> None:
     assert sorted(os.listdir(root / "small")) == [f"{number}.webp" for number in range(5)]
     for file in (root / "small").iterdir():
         assert corners(decoded(file.read_bytes())) == corners(quarters())
+
+
+CASCTL = "import sys; from mountstore.cli.casctl.main import main; sys.exit(main())"
+
+
+def test_casctl_resizes_by_the_users_paths(mount: LiveMount) -> None:
+    photos = mount.path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(encoded(quarters(), "PNG"))
+    (photos / "b.png").write_bytes(b"no image")
+
+    def casctl(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", CASCTL, "resize", *words]
+        return subprocess.run(command, cwd=photos, capture_output=True, text=True)
+
+    assert casctl("a.png", "40x40>", "../one.png").returncode == 0
+    assert decoded((mount.path / "one.png").read_bytes()).size == (40, 30)
+    many = casctl("*.png", "20x20!", "../many")
+    assert many.returncode == 1
+    assert "/photos/b.png" in many.stdout
+    assert os.listdir(mount.path / "many") == ["a.png"]
+    one = casctl("b.png", "20x20!", "../many")
+    assert one.returncode != 0
+    assert "not an image" in one.stderr
 
 
 def test_hostile_images_are_errors_and_the_mount_goes_on(mount: LiveMount) -> None:

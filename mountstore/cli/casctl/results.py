@@ -39,8 +39,12 @@ def render(command: str, result: Result, got: argparse.Namespace) -> str:
 
 def verdict(command: str, result: Result) -> Exit:
     """The exit code of a command that ran through."""
-    bad = result.get("damaged_blobs") or result.get("unreadable_blobs")
-    return Exit.FAILED if command == "scrub" and bad else Exit.OK
+    bad = {
+        "scrub": result.get("damaged_blobs") or result.get("unreadable_blobs"),
+        # Of many images; a single one that fails is an error.
+        "resize": result.get("failed"),
+    }
+    return Exit.FAILED if bad.get(command) else Exit.OK
 
 
 def _info(result: Result) -> str:
