@@ -123,17 +123,20 @@ class Pins:
 
         Raises: As `save`; the list in the store is then as it was.
         """
+        opened.users -= 1
+        if opened.users:
+            return
         try:
-            if opened.users == 1:
-                await self.keep(opened)
+            await self.keep(opened)
         finally:
-            opened.users -= 1
+            # Somebody may have opened it meanwhile, and goes on with it.
             if opened.users == 0 and self._open.get(opened.name) is opened:
                 del self._open[opened.name]
 
     async def keep(self, opened: PinList) -> None:
         """Save an open list, if it was changed. Raises: As `save`."""
-        if opened.changed and not opened.removed:
+        while opened.changed and not opened.removed:
+            # What is written while it is saved is saved after that.
             serial = opened.serial
             await self.save(opened.name, bytes(opened.data))
             if opened.serial == serial:
