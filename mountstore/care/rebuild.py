@@ -38,6 +38,7 @@ from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.rebuilding import CatalogBuilder, remove_catalog
 from mountstore.namespace.stale import BASE_KEY
 from mountstore.store import (
+    BAD_NAME,
     BLOBS_NAME,
     CATALOG_NAME,
     CONFIG_NAME,
@@ -52,7 +53,6 @@ from mountstore.store import (
 NUMBERS_SKIPPED: Final = 1 << 26
 """Numbers of inodes that may have been given out since the snapshot: none must be given twice (NFS handles)."""
 
-_BAD = "bad"
 _CATALOG_FILES: Final = (CATALOG_NAME, CATALOG_NAME + "-wal", CATALOG_NAME + "-shm")
 
 
@@ -135,6 +135,7 @@ def rebuild_store(
     rebuild = _Rebuild(path, snapshot, full, progress)
     lock = StoreLock(rebuild.path)
     try:
+        rebuild.give_to_owner(lock.path)
         return rebuild.run(partial=partial, on_step=on_step)
     finally:
         lock.release()
@@ -239,6 +240,7 @@ class _Rebuild:
             if settings is not None:
                 on_step("write store.toml")
                 write_config(self.path, settings)
+                self.give_to_owner(os.path.join(self.path, CONFIG_NAME))
             if not taken.complete:
                 on_step("mend what hangs")
                 premises = Premises(self.path)
@@ -293,29 +295,38 @@ class _Rebuild:
             if not os.path.lexists(path):
                 continue
             if aside is None:
-                aside = _fresh_directory(os.path.join(self.path, _BAD))
+                aside = self._fresh_directory(os.path.join(self.path, BAD_NAME))
             on_step(f"move {name} to {aside}")
             os.rename(path, os.path.join(aside, name))
         if aside is not None:
             fsync_path(aside, os.O_DIRECTORY)
             fsync_path(self.path, os.O_DIRECTORY)
         on_step("put the catalog in place")
+        self.give_to_owner(built)
         os.rename(built, os.path.join(self.path, CATALOG_NAME))
         fsync_path(self.path, os.O_DIRECTORY)
         return aside
 
+    def _fresh_directory(self, parent: str) -> str:
+        os.makedirs(parent, 0o700, exist_ok=True)
+        base = path = os.path.join(parent, time.strftime("catalog-%Y-%m-%dT%H%M%SZ", time.gmtime()))
+        number = 0
+        while True:
+            try:
+                os.mkdir(path, 0o700)
+                break
+            except FileExistsError:
+                number += 1
+                path = f"{base}.{number}"
+        self.give_to_owner(parent, path)
+        return path
 
-def _fresh_directory(parent: str) -> str:
-    os.makedirs(parent, 0o700, exist_ok=True)
-    base = path = os.path.join(parent, time.strftime("catalog-%Y-%m-%dT%H%M%SZ", time.gmtime()))
-    number = 0
-    while True:
-        try:
-            os.mkdir(path, 0o700)
-            return path
-        except FileExistsError:
-            number += 1
-            path = f"{base}.{number}"
+    def give_to_owner(self, *paths: str) -> None:
+        """Let what root makes belong to whom the store belongs, or he could not use it."""
+        if os.geteuid() == 0:
+            owner = os.stat(self.path)
+            for path in paths:
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 class _Loader:

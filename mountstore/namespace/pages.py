@@ -57,6 +57,7 @@ _HEADER_BYTES: Final = len(ROOT_MAGIC) + 1
 
 _Number = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Counter = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 _Small = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 _Signed = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Sha256 = Annotated[bytes, msgspec.Meta(min_length=SHA256_BYTES, max_length=SHA256_BYTES)]
@@ -219,8 +220,8 @@ class Root(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     """The store took over blobs that something else may need."""
     inodes: Reference | None
     histories: Reference | None
-    next_inode: _Number
-    next_cookie: _Number
+    next_inode: _Counter
+    next_cookie: _Counter
     """Also the next number of a history."""
     inode_count: _Count
     bytes: _Count

@@ -503,6 +503,18 @@ def test_it_may_be_interrupted_anywhere(source: Lost, tmp_path: Path) -> None:
     assert steps >= 6
 
 
+def test_what_root_makes_belongs_to_the_owner(source: Lost, tmp_path: Path) -> None:
+    owner = 12345 if os.geteuid() == 0 else os.geteuid()
+    path = tmp_path / "store"
+    shutil.copytree(source.path, path, symlinks=True)
+    for name in ("lock", "store.toml"):
+        (path / name).unlink()
+    (path / "catalog.db").write_bytes(b"damaged")
+    subprocess.run(["chown", "-R", str(owner), str(path)], check=True)
+    rebuild_store(str(path))
+    assert {found.stat().st_uid for found in path.rglob("*")} == {owner}
+
+
 def test_leftovers_of_one_that_was_killed(lost: Lost) -> None:
     for name in ("catalog.db.new", "catalog.db.new-wal", "store.toml.new", "catalog.db-wal"):
         (lost.path / name).write_bytes(b"half written")
