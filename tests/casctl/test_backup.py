@@ -160,6 +160,18 @@ def test_damage_in_the_copy_is_found_and_mended(mount: LiveMount, tmp_path: Path
     assert done("verify", backup).endswith("snapshots complete\n")
 
 
+def test_what_the_store_lacks_is_told(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 3)
+    mount.unmount()
+    mount.checked = False
+    next((mount.store / "blobs").rglob("*_c350")).unlink()
+    backup = tmp_path / "backup"
+    done("backup", "--store", mount.store, backup)
+    ended = casctl("backup", "--store", mount.store, backup, "--full")
+    assert ended.returncode == 1 and "is not complete, neither here nor in the store" in ended.stderr
+    mount.start()
+
+
 def test_the_check_that_needs_only_coreutils(mount: LiveMount, tmp_path: Path) -> None:
     fill(mount.path / "d", 1, 5)
     backup = tmp_path / "backup"

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,22 @@ async def _wait(context, arguments):
 
 basics.COMMANDS = (*basics.COMMANDS, command.Command("wait", "Wait.", _wait, long=True))
 """
+
+
+@pytest.fixture(scope="module")
+def _waiting_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMount]:
+    mount = LiveMount(tmp_path_factory.mktemp("waiting"), prelude=WAITING)
+    try:
+        yield mount
+    finally:
+        mount.finish()
+
+
+@pytest.fixture
+def waiting_mount(_waiting_mount: LiveMount) -> Iterator[LiveMount]:
+    """One that knows the command."""
+    yield _waiting_mount
+    _waiting_mount.check_log()
 
 
 def client(*arguments: str) -> str:
@@ -87,6 +104,13 @@ def test_outside_of_every_mount(shared_mount: LiveMount, tmp_path: Path) -> None
         assert ended.stderr.endswith(": is not in a mount of mountstore\n")
     ended = casctl("--mount", shared_mount.path, "info", "/etc/passwd")
     assert ended.returncode == 3 and f"the mount is {shared_mount.path}" in ended.stderr
+
+
+def test_a_control_directory_of_another_name(make_mount: MountMaker) -> None:
+    mount = make_mount("control=steer")
+    ended = casctl("status", cwd=mount.path)
+    assert ended.returncode == 3 and "CASCTL_CONTROL" in ended.stderr
+    assert result("status", cwd=mount.path, CASCTL_CONTROL="steer")["mountpoint"] == str(mount.path)
 
 
 def test_paths_of_two_mounts_are_refused(shared_mount: LiveMount, make_mount: MountMaker) -> None:
@@ -209,8 +233,8 @@ def test_a_mount_that_nobody_serves(make_mount: MountMaker) -> None:
     mount.start()
 
 
-def test_an_interrupt_cancels_the_job(make_mount: MountMaker) -> None:
-    mount = make_mount(prelude=WAITING)
+def test_an_interrupt_cancels_the_job(waiting_mount: LiveMount) -> None:
+    mount = waiting_mount
     program = client("--json", "wait")
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -234,8 +258,8 @@ def test_an_interrupt_cancels_the_job(make_mount: MountMaker) -> None:
     assert row["state"] == "cancelled"
 
 
-def test_cancelling_from_elsewhere(make_mount: MountMaker) -> None:
-    mount = make_mount(prelude=WAITING)
+def test_cancelling_from_elsewhere(waiting_mount: LiveMount) -> None:
+    mount = waiting_mount
     program = client("--json", "wait")
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=mount.path, env=environment(), stdout=subprocess.PIPE, text=True
@@ -247,8 +271,8 @@ def test_cancelling_from_elsewhere(make_mount: MountMaker) -> None:
         assert last["type"] == "error" and process.wait(PATIENCE_S) == 1
 
 
-def test_a_bar_on_a_terminal_only(make_mount: MountMaker) -> None:
-    mount = make_mount(prelude=WAITING)
+def test_a_bar_on_a_terminal_only(waiting_mount: LiveMount) -> None:
+    mount = waiting_mount
     program = client("wait")
     terminal, side = pty.openpty()
     with subprocess.Popen(

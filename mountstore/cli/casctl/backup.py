@@ -208,6 +208,8 @@ class Backup:
         if self._mirror:
             self._copy_blobs("--delete", "--existing", "--ignore-existing", title="removing")
         destination.finish()
+        if self._full and destination.host is None:
+            self._follow(refs)
         return {
             "destination": str(destination),
             "copied": {"blobs": copied.files, "bytes": copied.bytes},
@@ -231,6 +233,26 @@ class Backup:
             self._rsync.copy(REFS_NAME, *arguments, "--exclude=.*")
         else:
             self._rsync.copy("", "--checksum", *arguments, names=[f"{REFS_NAME}/{name}" for name in refs])
+
+    def _follow(self, refs: Sequence[str]) -> None:
+        """See that what the snapshots need is there: what the store itself lacks was not to be copied.
+
+        Raises: Failure
+        """
+        from mountstore.care.verify import verify_blobs
+
+        self._teller.stage("following snapshots")
+        found = verify_blobs(
+            self._destination.path, full=False, progress=lambda words, done: self._source.keep()
+        )
+        for snapshot in found.snapshots:
+            if snapshot.ref.name in refs and not snapshot.complete:
+                flaw = snapshot.flaws[0].what if snapshot.flaws else "something"
+                raise Failure(
+                    Exit.FAILED,
+                    f"snapshot {printable(snapshot.ref.name)} is not complete, neither here nor in the store:"
+                    f" {printable(flaw)}; fsck.cas tells which files that concerns",
+                )
 
     def _mend(self, copied: Copied, since_s: float) -> Copied:
         """Compare, copy again what is not right, and compare that again."""

@@ -19,7 +19,10 @@ from mountstore.cli.exits import printable
 from mountstore.control.language import quote
 from mountstore.fuse.mounts import Mount, is_dead
 
-CONTROL = ".cas/control"
+CONTROL = "control"
+CONTROL_DIRECTORY = ".cas"
+CONTROL_VARIABLE = "CASCTL_CONTROL"
+"""Says what the directory is called in a mount that was made with control=NAME."""
 
 _READ_BYTES = 1 << 20
 
@@ -43,7 +46,8 @@ class Control:
 
     def __init__(self, mount: Mount) -> None:
         self.mount = mount
-        self._path = os.path.join(mount.mountpoint, CONTROL)
+        directory = os.environ.get(CONTROL_VARIABLE) or CONTROL_DIRECTORY
+        self._path = os.path.join(mount.mountpoint, directory, CONTROL)
         self._rest = b""
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
@@ -130,7 +134,8 @@ class Control:
         if isinstance(exc, FileNotFoundError):
             return Failure(
                 Exit.NO_MOUNT,
-                f"{mountpoint}: has no control file: it was mounted without, or by an older release",
+                f"{mountpoint}: has no control file {printable(self._path)}: it was mounted with nocontrol, by an"
+                f" older release, or with control=NAME (then say {CONTROL_VARIABLE}=NAME)",
             )
         if is_dead(self.mount.mountpoint):
             return Failure(
