@@ -7,9 +7,9 @@
      read of each content verifies it.
   4. The new database is flushed, then put in place. One that was there is moved to `bad/`, never deleted.
 
-An interruption leaves the store as it was, or, between the two renames of 4, without a catalog; then it is made
-again. What a partial recovery leaves hanging is mended in the new database, before it is put in place, as
-fsck.cas mends it.
+An interruption leaves the store as it was; only if the process dies between the renames of 4 there is no catalog,
+and the next mount makes one. What a partial recovery leaves hanging is mended in the new database, before it is put
+in place, as fsck.cas mends it.
 
 Blocks; any thread. Nothing here reads what the old catalog says.
 """
@@ -288,22 +288,31 @@ class _Rebuild:
         return {"next_inode": next_inode + NUMBERS_SKIPPED, "next_cookie": next_cookie + NUMBERS_SKIPPED}
 
     def _put_in_place(self, built: str, on_step: Callable[[str], None]) -> str | None:
+        moved: list[tuple[str, str]] = []
         aside: str | None = None
-        # The database first: its WAL alone means nothing, but without its WAL it would be an older state.
-        for name in _CATALOG_FILES:
-            path = os.path.join(self.path, name)
-            if not os.path.lexists(path):
-                continue
-            if aside is None:
-                aside = self._fresh_directory(os.path.join(self.path, BAD_NAME))
-            on_step(f"move {name} to {aside}")
-            os.rename(path, os.path.join(aside, name))
-        if aside is not None:
-            fsync_path(aside, os.O_DIRECTORY)
-            fsync_path(self.path, os.O_DIRECTORY)
-        on_step("put the catalog in place")
-        self.give_to_owner(built)
-        os.rename(built, os.path.join(self.path, CATALOG_NAME))
+        try:
+            # The database first: its WAL alone means nothing, but without its WAL it would be an older state.
+            for name in _CATALOG_FILES:
+                path = os.path.join(self.path, name)
+                if not os.path.lexists(path):
+                    continue
+                if aside is None:
+                    aside = self._fresh_directory(os.path.join(self.path, BAD_NAME))
+                on_step(f"move {name} to {aside}")
+                os.rename(path, os.path.join(aside, name))
+                moved.append((path, os.path.join(aside, name)))
+            if aside is not None:
+                fsync_path(aside, os.O_DIRECTORY)
+                fsync_path(self.path, os.O_DIRECTORY)
+            on_step("put the catalog in place")
+            self.give_to_owner(built)
+            os.rename(built, os.path.join(self.path, CATALOG_NAME))
+        except BaseException:
+            for path, target in reversed(moved):
+                os.rename(target, path)
+            if aside is not None:
+                os.rmdir(aside)
+            raise
         fsync_path(self.path, os.O_DIRECTORY)
         return aside
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import random
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -493,10 +495,9 @@ def test_it_may_be_interrupted_anywhere(source: Lost, tmp_path: Path) -> None:
         except Stop:
             steps += 1
         assert not (path / "catalog.db.new").exists()
-        if (path / "catalog.db").exists():
-            rebuild_store(str(path))
-        else:
-            prepare_store(str(path), dir_limit=None, read_only=False)
+        assert (path / "catalog.db").read_bytes() == b"damaged"
+        assert (path / "catalog.db-wal").read_bytes() == b"and its WAL"
+        rebuild_store(str(path))
         Lost(path, source.dumps).shows("second")
         aside = [p.name for d in (path / "bad").iterdir() for p in d.iterdir()]
         assert sorted(aside) == ["catalog.db", "catalog.db-wal"]
@@ -564,6 +565,44 @@ def test_a_read_only_mount_makes_nothing(lost: Lost) -> None:
     assert os.listdir(lost.path) == ["blobs"]
 
 
+@pytest.mark.parametrize(("answer", "code"), [("y", 1), ("n", 4), ("", 4)])
+def test_it_asks_before_a_catalog_is_replaced(
+    source: Lost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
+) -> None:
+    path = tmp_path / "store"
+    shutil.copytree(source.path, path, symlinks=True)
+    before = (path / "catalog.db").stat().st_ino
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(builtins, "input", lambda prompt: answer)
+    assert fsck(["--rebuild", str(path)]) == code
+    assert ((path / "catalog.db").stat().st_ino == before) == (code == 4)
+
+
+def test_control_c_leaves_the_store_as_it_was(
+    source: Lost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    path = tmp_path / "store"
+    shutil.copytree(source.path, path, symlinks=True)
+    before = sorted(os.listdir(path))
+
+    def interrupt(words: str, number: int) -> None:
+        if words == "inodes loaded":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("mountstore.cli.rebuilding._progress_lines", lambda: interrupt)
+    assert fsck(["--rebuild", "-y", str(path)]) == 32
+    assert sorted(os.listdir(path)) == before
+    assert dump(path / "catalog.db") == source.dumps["second"]
+
+
+def test_progress_on_a_terminal(lost: Lost, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("mountstore.cli.rebuilding._PROGRESS_EVERY_S", 0.0)
+    assert fsck(["--rebuild", str(lost.path)]) == 1
+    assert "fsck.cas: inodes loaded: " in capsys.readouterr().err
+
+
 def test_fsck_without_a_catalog(lost: Lost, capsys: Capture) -> None:
     assert fsck(["--rebuild", str(lost.path)]) == 1
     lost.shows("second")
@@ -577,3 +616,29 @@ def test_fsck_without_a_catalog(lost: Lost, capsys: Capture) -> None:
     assert "content of inode" in capsys.readouterr().out
     assert fsck(["--rebuild", "-p", str(lost.path)]) == 16
     assert fsck(["--partial", str(lost.path)]) == 16
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_a_process_that_dies(source: Lost, tmp_path: Path, steps: int) -> None:
+    """After any step; nothing is put back by a handler."""
+    path = tmp_path / "store"
+    shutil.copytree(source.path, path, symlinks=True)
+    (path / "catalog.db").write_bytes(b"damaged")
+    (path / "catalog.db-wal").write_bytes(b"and its WAL")
+    (path / "store.toml").unlink()
+    program = f"""
+import os, sys
+from mountstore.care.rebuild import rebuild_store
+steps = iter(range({steps}))
+rebuild_store(sys.argv[1], on_step=lambda words: next(steps, None) is None and os._exit(9))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert done.returncode == 9
+    assert (path / "catalog.db").exists() == (steps == 1)
+    if steps == 1:
+        rebuild_store(str(path))
+    else:
+        prepare_store(str(path), dir_limit=None, read_only=False)
+    Lost(path, source.dumps).shows("second")
+    found = {p.name: p.read_bytes() for d in (path / "bad").iterdir() for p in d.iterdir()}
+    assert found == {"catalog.db": b"damaged", "catalog.db-wal": b"and its WAL"}
