@@ -26,6 +26,7 @@ from mountstore.errors import (
     ImageError,
     MisuseError,
     MountstoreError,
+    ReadOnlyError,
     TooLargeError,
     WantsDirectoryError,
 )
@@ -41,6 +42,9 @@ from mountstore.store import Store
 
 _ROWS_MAX: Final = 1000
 """Failures that an answer lists; all are counted."""
+
+_BATCH: Final = 200
+"""Names looked at before others have their turn."""
 
 
 class _Source(NamedTuple):
@@ -117,8 +121,7 @@ async def _resize(context: Context, arguments: Arguments) -> Answer:
             raise AbsentError(f"{_shown(path)}: no file has such a name")
     else:
         return await _resize_one(context, wish, path, inode, target)
-    tasks = await _plan(context, wish, sources, target)
-    return await _resize_all(context, wish, tasks)
+    return await _resize_all(context, wish, sources, target)
 
 
 # --- one image ---
@@ -224,30 +227,32 @@ def _require_other(task: _Task, sources: set[Entry | None]) -> None:
 # --- many images ---
 
 
-async def _plan(context: Context, wish: _Wish, sources: Sequence[_Source], target: bytes) -> list[_Task]:
-    """What is to become of all sources, in a directory that is made if need be.
+async def _plan(wish: _Wish, sources: Sequence[_Source], directory: int) -> dict[bytes, _Source]:
+    """What is to be made in a directory, 0 for one that is not there yet: by its names.
 
     Raises: MisuseError if two would get the same name, or one would replace a source: nothing was done.
     """
-    store = context.store
-    directory = _find(store, target)
-    if directory is not None and not directory.is_directory:
-        raise WantsDirectoryError(f"{_shown(target)}: must be a directory, since there may be many images")
-    into = 0 if directory is None else directory.id
-    own = {source.place for source in sources}
-    tasks: dict[bytes, _Task] = {}
-    for source in sources:
+    own: set[Entry | None] = set()
+    for count, source in enumerate(sources):
+        own.add(source.place)
+        await _give_way(count)
+    named: dict[bytes, _Source] = {}
+    for count, source in enumerate(sources):
         assert source.place is not None
         name = wish.name_for(source.place.name)
-        task = _Task(source, Entry(into, name), joined(target, name))
-        _require_other(task, own)
-        if name in tasks:
-            first, second = _shown(tasks[name].source.path), _shown(source.path)
+        _require_other(_Task(source, Entry(directory, name), name), own)
+        if name in named:
+            first, second = _shown(named[name].path), _shown(source.path)
             raise MisuseError(f"{_shown(name)}: would be made of both {first} and {second}")
-        tasks[name] = task
-    if directory is None:
-        into = await _make_directory(context, target)
-    return [task._replace(target=Entry(into, name)) for name, task in tasks.items()]
+        named[name] = source
+        await _give_way(count)
+    return named
+
+
+async def _give_way(count: int) -> None:
+    """Let others have their turn now and then."""
+    if count % _BATCH == _BATCH - 1:
+        await trio.lowlevel.checkpoint()
 
 
 async def _make_directory(context: Context, path: bytes) -> int:
@@ -261,35 +266,48 @@ async def _make_directory(context: Context, path: bytes) -> int:
     return made.id
 
 
-async def _resize_all(context: Context, wish: _Wish, tasks: Sequence[_Task]) -> Answer:
+async def _resize_all(context: Context, wish: _Wish, sources: Sequence[_Source], target: bytes) -> Answer:
+    found = _find(context.store, target)
+    if found is not None and not found.is_directory:
+        raise WantsDirectoryError(f"{_shown(target)}: must be a directory, since there may be many images")
+    named = await _plan(wish, sources, 0 if found is None else found.id)
+    into = await _make_directory(context, target) if found is None else found.id
     counts = dict.fromkeys(("made", "remembered", "unchanged", "failed"), 0)
     failures: list[_Failure] = []
-    waiting = iter(tasks)
+    refusals: list[ReadOnlyError] = []
+    waiting = iter(named.items())
 
     async def work() -> None:
-        for task in waiting:
+        for name, source in waiting:
+            task = _Task(source, Entry(into, name), joined(target, name))
             try:
-                found, changed = await _perform(context, wish, task)
+                found_as, changed = await _perform(context, wish, task)
+            except ReadOnlyError as exc:
+                # The others would fare no better.
+                refusals.append(exc)
+                nursery.cancel_scope.cancel()
             except (MountstoreError, OSError) as exc:
                 counts["failed"] += 1
                 if len(failures) < _ROWS_MAX:
                     failures.append(_Failure(task, exc))
             else:
-                counts["remembered" if found.remembered else "made"] += 1
+                counts["remembered" if found_as.remembered else "made"] += 1
                 counts["unchanged"] += not changed
             done = counts["made"] + counts["remembered"] + counts["failed"]
-            context.progress(done, len(tasks), "images")
+            context.progress(done, len(named), "images")
             await trio.lowlevel.checkpoint()
 
-    context.progress(0, len(tasks), "images")
+    context.progress(0, len(named), "images")
     async with trio.open_nursery() as nursery:
-        for _ in range(min(WORKERS, len(tasks))):
+        for _ in range(min(WORKERS, len(named))):
             nursery.start_soon(work)
+    if refusals:
+        raise refusals[0]
     rows: Rows = [
         {"path": task.source.path, "error": context.services.explain(exc), "message": str(exc)}
         for task, exc in sorted(failures, key=lambda failure: failure.task.source.path)
     ]
-    return {"images": len(tasks), **counts, "rows": rows}
+    return {"images": len(named), **counts, "rows": rows}
 
 
 # --- paths ---

@@ -21,6 +21,8 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWNET: Final = 0x40000000
 _NOBODY: Final = 65534
+_NICE: Final = 5
+_OOM_SCORE: Final = "1000"
 
 # Rights that Landlock can take, by its version: on files; and to use TCP, which it knows since the fourth.
 _FILE_RIGHTS: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
@@ -29,8 +31,12 @@ _NET_SINCE: Final = 4
 
 
 def confine() -> None:
-    """Give up names, network and rights. What has not been imported by now cannot be."""
+    """Give up names, network and rights, and be the first to go when memory runs out, and the last to get the
+    processor. What has not been imported by now cannot be."""
     libc = ctypes.CDLL(None, use_errno=True)
+    os.nice(_NICE)
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+        score.write(_OOM_SCORE)
     if os.geteuid() == 0:
         libc.unshare(_CLONE_NEWNET)
         os.setgroups([])

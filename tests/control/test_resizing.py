@@ -358,6 +358,24 @@ async def test_many_images_never_take_each_others_names(desk: Desk) -> None:
     assert names(store, "photos") == {"a.jpg", "a.png", "b.png", "b.jpg"}
 
 
+async def test_a_store_that_stops_taking_writes_stops_the_work(desk: Desk) -> None:
+    store = desk.store
+    mkdir(store, "photos")
+    for number in range(20):
+        await write(store, f"photos/{number:02}.png", encoded(quarters(80 + number, 60), "PNG"))
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            while "small" not in names(store) or not names(store, "small"):
+                await trio.sleep(0.001)
+            store.namespace.read_only = True
+
+        nursery.start_soon(stop)
+        assert "read-only" in await refused(desk, "resize photos 40x40 small")
+    store.namespace.read_only = False
+    assert 0 < len(names(store, "small")) < 20
+
+
 async def test_an_empty_directory_is_no_work(desk: Desk) -> None:
     mkdir(desk.store, "photos")
     answer = await result(desk, "resize photos 40x40 small")

@@ -141,6 +141,8 @@ async def test_a_worker_has_no_descriptors_of_ours_and_no_rights(workers: Worker
         )
         assert status["NoNewPrivs"] == "1"
         assert status["Threads"] == "1"
+        # When memory runs out, it goes before the daemon.
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
         if os.geteuid() == 0:
             assert status["Uid"].split() == ["65534"] * 4
             assert status["Gid"].split() == ["65534"] * 4
