@@ -17,7 +17,9 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.care.presence import Presence
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.errors import StaleError
 from mountstore.namespace import listing, page_map
+from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.pages import PAGE_SHIFT, UNREADABLE, Reference
 
 FLAWS_KEPT: Final = 1000
@@ -102,8 +104,11 @@ class Inspection:
         root = tree.root
         if root.uuid != ref.uuid:
             yield Flaw(f"its root is of the store {root.uuid}, not {ref.uuid}", "")
-        if root.inodes is None:
-            yield Flaw("a root directory", "")
+        try:
+            if not tree.inode(ROOT).is_directory:
+                yield Flaw("a root directory: inode 1 is something else", "")
+        except (*UNREADABLE, StaleError) as exc:
+            yield Flaw(f"a root directory: {exc}", "")
         yield from self._map_flaws(tree, root.inodes, "inodes", self._inode_page_flaws)
         yield from self._map_flaws(tree, root.histories, "versions", self._history_page_flaws)
 

@@ -8,8 +8,8 @@
   4. The new database is flushed, then put in place. One that was there is moved to `bad/`, never deleted.
 
 An interruption leaves the store as it was; only if the process dies between the renames of 4 there is no catalog,
-and the next mount makes one. What a partial recovery leaves hanging is mended in the new database, before it is put
-in place, as fsck.cas mends it.
+and the next mount makes one. What a partial recovery leaves hanging is mended in the new database, before that is
+put in place, as fsck.cas mends it.
 
 Blocks; any thread. Nothing here reads what the old catalog says.
 """
