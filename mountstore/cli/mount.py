@@ -111,7 +111,8 @@ def _server(
         from mountstore.fuse.session import MountOptions
         from mountstore.fuse.session import serve as serve_session
 
-        prepare_store(store, dir_limit=choices.dir_limit, read_only=choices.read_only)
+        if choices.snapshot is None:
+            prepare_store(store, dir_limit=choices.dir_limit, read_only=choices.read_only)
         options = MountOptions(
             read_only=choices.read_only,
             allow_other=allow_other,
@@ -124,6 +125,7 @@ def _server(
             fast_loop=choices.fast_loop,
             kernel=choices.kernel,
             show_versions=choices.show_versions,
+            snapshot=choices.snapshot,
             snapshot_s=choices.snapshot_s if choices.snapshots else 0.0,
             versions=choices.versions,
             versions_name=choices.versions_name,

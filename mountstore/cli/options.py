@@ -67,7 +67,7 @@ SWITCHES: dict[str, tuple[str, bool]] = {
     "nosnapshots": ("snapshots", False),
     "nocontrol": ("control", False),
 }
-VALUED = ("commit", "busy_poll", "control", "dir_limit", "log", "snapshots", "versions")
+VALUED = ("commit", "busy_poll", "control", "dir_limit", "log", "snapshot", "snapshots", "versions")
 
 DIR_LIMIT_MIN = 16
 """A directory of the balanced tree must at least hold its sixteen children."""
@@ -91,6 +91,8 @@ class Choices:
     control_name: str = ".cas"
     snapshots: bool = True
     snapshot_s: float = 3600.0
+    snapshot: str | None = None
+    """Mount this snapshot instead of what there is now."""
     kernel: frozenset[str] = frozenset()
     commit_s: float = 5.0
     busy_poll_us: int = 200
@@ -194,6 +196,8 @@ def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
     choices = Choices(**values, kernel=frozenset(kernel), unknown=tuple(unknown))  # type: ignore[arg-type]
     if choices.control and choices.versions and choices.control_name == choices.versions_name:
         raise Failure(Exit.USAGE, f"control and versions are both called {choices.control_name}")
+    if choices.snapshot is not None and not choices.read_only:
+        raise Failure(Exit.USAGE, f"snapshot={choices.snapshot}: a snapshot is mounted read-only; say ro as well")
     return choices
 
 
@@ -208,6 +212,8 @@ def _parse_value(name: str, value: str) -> tuple[str, object]:
             return "dir_limit", int(_number(name, value, *limits, "entries", whole=True))
         case "snapshots":
             return "snapshot_s", _number(name, value, 1, 366 * 86400, "seconds")
+        case "snapshot":
+            return "snapshot", value
         case "versions" | "control":
             if "/" in value or value in (".", "..") or len(os.fsencode(value)) > 255:
                 raise Failure(Exit.USAGE, f"{name}={value}: must be a name that a directory may have")
@@ -253,6 +259,7 @@ options behind -o:
   noversions           keep no versions and show none
   snapshots=SECONDS    if anything changed, take a snapshot so often, and at unmount (3600)
   nosnapshots          take none but those asked for
+  ro,snapshot=NAME     mount this snapshot alone, also beside a mount that writes
   control=NAME         what the control directory in the root is called (.cas)
   nocontrol            have none
   log=WHERE            an absolute path, journal, syslog, or (in the foreground) stderr

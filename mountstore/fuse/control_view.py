@@ -102,7 +102,7 @@ class ControlDirectory(Directory):
         owned = self._owned
         owner = owned.uid, owned.gid
         serial = count(1)
-        snapshots = SnapshotsView(services.store, _CACHE_S)
+        snapshots = SnapshotsView(services.store.tree, services.store.contents, _CACHE_S)
         self._children: dict[bytes, NodeMaker] = {
             b"control": lambda above: _ControlFile(owned, services, registry, jobs, next(serial)),
             b"blobs": lambda above: _Blobs(owned, services, above),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 
 from mountstore import errors
 
 log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_O = TypeVar("_O", bound=pyfuse3.Operations)
 
 _ERRNOS: Final[dict[type[Exception], int]] = {
     errors.MisuseError: errno.EINVAL,
@@ -64,3 +70,21 @@ def errno_of(exc: BaseException, operation: str) -> int:
 def fuse_error(exc: BaseException, operation: str) -> pyfuse3.FUSEError:
     """The same as an exception for pyfuse3."""
     return pyfuse3.FUSEError(errno_of(exc, operation))
+
+
+def guarded(
+    handler: Callable[Concatenate[_O, _P], Coroutine[Any, Any, _R]],
+) -> Callable[Concatenate[_O, _P], Coroutine[Any, Any, _R]]:
+    """Let nothing but a FUSEError leave a handler: anything else would end the mount."""
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def run(self: _O, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as exc:
+            raise fuse_error(exc, name) from None
+
+    return run

@@ -11,13 +11,11 @@ size and times of a regular file, so a WRITE does not touch the times here: the 
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Hashable, Sequence
 
 import pyfuse3
 import trio
@@ -40,6 +38,7 @@ from pyfuse3 import (
 from mountstore.control.statistics import Statistics
 from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
 from mountstore.fuse.errnos import fuse_error
+from mountstore.fuse.errnos import guarded as _guarded
 from mountstore.fuse.versions_view import VersionsView
 from mountstore.fuse.virtual import VIRTUAL, Directory, VirtualInodes
 from mountstore.namespace import acl as acls
@@ -52,31 +51,10 @@ from mountstore.store import Store
 
 log = logging.getLogger(__name__)
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 CACHE_S = 86400.0
 """How long the kernel may keep what it was told."""
 
 _BLOCK = 4096
-
-
-def _guarded(
-    handler: Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]],
-) -> Callable[Concatenate[Operations, _P], Coroutine[Any, Any, _R]]:
-    """Let nothing but a FUSEError leave a handler: anything else would end the mount."""
-    name = handler.__name__
-
-    @functools.wraps(handler)
-    async def guarded(self: Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return await handler(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except Exception as exc:
-            raise fuse_error(exc, name) from None
-
-    return guarded
 
 
 class Operations(pyfuse3.Operations):
@@ -492,7 +470,7 @@ class Operations(pyfuse3.Operations):
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
         if inode >= VIRTUAL:
-            raise FUSEError(errno.EROFS)
+            raise self._virtual.refuse_attribute(inode)
         found = self._get(inode)
         if name in (acls.ACCESS, acls.DEFAULT):
             self._attributes.set_acl(found, name, value, keep_setgid=_keeps_setgid(ctx, found))

@@ -22,6 +22,7 @@ from mountstore.fuse import handshake, mounts, request_loop
 from mountstore.fuse.control import Control, explain
 from mountstore.fuse.operations import CACHE_S, Operations
 from mountstore.fuse.readahead import raise_readahead
+from mountstore.fuse.snapshot_mount import serve_snapshot
 from mountstore.store import Store
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class MountOptions:
     `kernel` has the generic options as mount(8) names them (nosuid, nodev, noexec, noatime, ...). Without
     `versions`, none are recorded and none are shown. A snapshot is taken every `snapshot_s` seconds and at the
     end, if anything changed; 0: never by itself. With `control` there is a directory `control_name` in the root,
-    which listings don't show.
+    which listings don't show. With a `snapshot`, that is mounted instead, read-only and without any of these.
     """
 
     read_only: bool = False
@@ -54,6 +55,7 @@ class MountOptions:
     snapshot_s: float = INTERVAL_S
     control: bool = True
     control_name: str = ".cas"
+    snapshot: str | None = None
     kernel: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -72,7 +74,26 @@ def serve(
       ExceptionGroup: Contents could not be sealed at the end.
     """
     _quiet_late_answers()
-    trio.run(_serve, store_path, mountpoint, options, on_ready)
+    if options.snapshot is None:
+        trio.run(_serve, store_path, mountpoint, options, on_ready)
+    else:
+        trio.run(_serve_alone, store_path, mountpoint, options.snapshot, options, on_ready)
+
+
+async def _serve_alone(
+    store_path: str, mountpoint: str, snapshot: str, options: MountOptions, on_ready: Callable[[], None]
+) -> None:
+    await serve_snapshot(
+        store_path,
+        mountpoint,
+        snapshot,
+        _kernel_options(options) | {"ro"},
+        on_ready,
+        acl=options.acl,
+        xattr=options.xattr,
+        want_handshake=options.handshake,
+        busy_poll_us=options.busy_poll_us if options.fast_loop else None,
+    )
 
 
 async def _serve(

@@ -26,15 +26,16 @@ import trio
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.refs import REFS_NAME, Ref, read_ref, read_refs
+from mountstore.blobs.tree import BalancedTree
 from mountstore.care.snapshot_browser import children, find
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError, MountstoreError, StaleError
 from mountstore.fuse.virtual import Appearance, Directory, File, Link, NextBatch, Node, Reader
+from mountstore.namespace.contents import Contents
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.pages import InodeRecord
-from mountstore.store import Store
 
-__all__ = ["SNAPSHOTS_KEY", "SnapshotsDirectory", "SnapshotsView", "require_snapshot"]
+__all__ = ["SNAPSHOTS_KEY", "SnapshotsDirectory", "SnapshotsView"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -65,12 +66,14 @@ class SnapshotsView:
 
     Args:
       cache_s: How long the kernel may keep what never changes.
+      alone: There is nothing else in the mount: nodes have the inode numbers of then, and all of their rights.
     """
 
-    def __init__(self, store: Store, cache_s: float) -> None:
+    def __init__(self, tree: BalancedTree, contents: Contents, cache_s: float, *, alone: bool = False) -> None:
         self.cache_s = cache_s
-        self._contents = store.contents
-        self._blobs = store.tree
+        self.alone = alone
+        self._contents = contents
+        self._blobs = tree
         self._trees: OrderedDict[Digest, SnapshotTree] = OrderedDict()
         self._lock = threading.Lock()
         self._known: dict[str, _Known] = {}
@@ -98,6 +101,10 @@ class SnapshotsView:
         self._known = {known.ref.name: known for known in found}
         return [(os.fsencode(known.ref.name), self._top(known, above)) for known in found]
 
+    def top(self, ref: Ref) -> Directory:
+        """The root directory of a snapshot that is alone in its mount; blocks."""
+        return _SnapshotDirectory(_Moment(self, ref), _root_of(ref.name, self.tree(ref.root)), ROOT)
+
     def _top(self, known: _Known, above: Directory) -> Node:
         return _Top(_Moment(self, known.ref), known.top, above)
 
@@ -116,7 +123,7 @@ class SnapshotsView:
     def _look(self, name: str, signature: tuple[int, int, int]) -> _Known:
         """Blocks."""
         ref = read_ref(self._blobs.root, name)
-        return _Known(signature, ref, require_snapshot(ref.name, self.tree(ref.root)))
+        return _Known(signature, ref, _root_of(ref.name, self.tree(ref.root)))
 
     def tree(self, root: Digest) -> SnapshotTree:
         """A snapshot for reading; blocks; any thread."""
@@ -150,7 +157,7 @@ class SnapshotsView:
         return await self._contents.in_thread(function, *arguments)
 
 
-def require_snapshot(name: str, tree: SnapshotTree) -> InodeRecord:
+def _root_of(name: str, tree: SnapshotTree) -> InodeRecord:
     """The root directory of a snapshot; blocks. Raises: CorruptError if it has none; as `SnapshotTree`."""
     try:
         top = tree.inode(ROOT)
@@ -246,7 +253,7 @@ class _Shown(Node, ABC):
     def appearance(self) -> Appearance:
         record = self.record
         mode = record.mode
-        if mode & 0o6000 and stat.S_ISREG(mode):
+        if mode & 0o6000 and stat.S_ISREG(mode) and not self.moment.view.alone:
             mode &= ~0o6000
         cache_s = self.moment.view.cache_s
         return Appearance(
@@ -264,19 +271,25 @@ class _Shown(Node, ABC):
             record.allocated,
         )
 
+    @property
+    def number(self) -> int | None:
+        return self.record.number if self.moment.view.alone else None
+
     def xattrs(self) -> Sequence[tuple[bytes, bytes]]:
+        if self.moment.view.alone:
+            return self.record.xattrs
         return [(name, value) for name, value in self.record.xattrs if name != _CAPABILITY]
 
 
 class _SnapshotDirectory(_Shown, Directory):
     __slots__ = ("_above",)
 
-    def __init__(self, moment: _Moment, record: InodeRecord, above: Directory) -> None:
+    def __init__(self, moment: _Moment, record: InodeRecord, above: Directory | int) -> None:
         super().__init__(moment, record)
         self._above = above
 
     @property
-    def above(self) -> Directory:
+    def above(self) -> Directory | int:
         return self._above
 
     async def lookup(self, name: bytes) -> Node | None:

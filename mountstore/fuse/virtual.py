@@ -4,7 +4,8 @@ A tree is made of nodes: a `Directory` looks names up and lists them, a `File` i
 asked for every read and told every write, a `Link` has a target. Nodes are values made on demand; what makes two
 of them the same inode is their `key`.
 
-1. Numbers are from `VIRTUAL` on, far beyond those of the store, and never used twice.
+1. Numbers are from `VIRTUAL` on, far beyond those of the store, and never used twice; but for nodes that bring
+   their own, in a mount that has no others.
 2. A node has a number from the first answer that names it until the kernel forgets it: its look-ups are
    counted, so the table is as large as what the kernel knows, and a number is stable meanwhile.
 3. Everything but streams and an `OpenDirectory` is read-only (EROFS), for root too.
@@ -78,6 +79,11 @@ class Node(ABC):
 
     @abstractmethod
     def appearance(self) -> Appearance: ...
+
+    @property
+    def number(self) -> int | None:
+        """Its inode number, if it has one of its own, which nothing else may have."""
+        return None
 
     def xattrs(self) -> Sequence[tuple[bytes, bytes]]:
         """Extended attributes."""
@@ -195,7 +201,7 @@ class _Known:
     __slots__ = ("count", "node", "number")
 
     def __init__(self, number: int, node: Node) -> None:
-        self.number = number
+        self.number = InodeT(number)
         self.node = node
         self.count = 0
 
@@ -261,8 +267,11 @@ class VirtualInodes:
         key = node.key
         known = self._numbers.get(key)
         if known is None:
-            known = self._numbers[key] = self._known[self._next_number] = _Known(self._next_number, node)
-            self._next_number += 1
+            number = node.number
+            if number is None:
+                number = self._next_number
+                self._next_number += 1
+            known = self._numbers[key] = self._known[number] = _Known(number, node)
         else:
             # The newest knows best.
             known.node = node
@@ -330,33 +339,28 @@ class VirtualInodes:
         return FileHandleT(self._next_handle)
 
     async def readdir(self, handle: int, after: int, token: ReaddirToken) -> None:
+        # A file may have ten thousand versions: one object for all answers, and no call that can be spared.
+        reply = pyfuse3.readdir_reply
         listing = self._listings[handle]
-        while True:
-            entries = await listing.beyond(after)
+        attributes = EntryAttributes()
+        while entries := await listing.beyond(after):
             for name, node in entries:
-                if not self._reply(token, after + 1, name, node):
-                    return
                 after += 1
-            if not entries:
-                return
-
-    def _reply(self, token: ReaddirToken, position: int, name: bytes, node: Node | int) -> bool:
-        """Whether there was room for an entry in the answer."""
-        if position <= 2:
-            # Not a look-up: the kernel takes no more than the number from these.
-            attributes = EntryAttributes()
-            attributes.st_ino = InodeT(node if isinstance(node, int) else self._peek(node))
-            attributes.st_mode = ModeT(stat.S_IFDIR | 0o555)
-            return pyfuse3.readdir_reply(token, FileNameT(name), attributes, position)
-        assert isinstance(node, Node)
-        known = self._know(node)
-        if not pyfuse3.readdir_reply(token, FileNameT(name), _attributes(known), position):
-            if known.count == 0:
-                del self._known[known.number]
-                del self._numbers[node.key]
-            return False
-        known.count += 1
-        return True
+                if after <= 2:
+                    # Not a look-up: the kernel takes no more than the number from these.
+                    attributes.st_ino = InodeT(node if isinstance(node, int) else self._peek(node))
+                    attributes.st_mode = ModeT(stat.S_IFDIR | 0o555)
+                    if not reply(token, name, attributes, after):  # a NewType costs a call
+                        return
+                    continue
+                known = self._know(node)  # type: ignore[arg-type]  # a node, beyond `..`
+                _fill(attributes, known)
+                if not reply(token, name, attributes, after):
+                    if known.count == 0:
+                        del self._known[known.number]
+                        del self._numbers[known.node.key]
+                    return
+                known.count += 1
 
     def _peek(self, node: Node) -> int:
         known = self._numbers.get(node.key)
@@ -425,6 +429,12 @@ class VirtualInodes:
             await node.truncate(size_bytes)
         return _attributes(self._known[number])
 
+    def refuse_attribute(self, number: int) -> FUSEError:
+        """The answer to who sets an extended attribute: programs that copy files go on after this one."""
+        node = self._node(number)
+        writable = isinstance(node, Stream) and node.writable
+        return FUSEError(errno.EOPNOTSUPP if writable else errno.EROFS)
+
     def _open_directory(self, number: int) -> OpenDirectory:
         node = self._node(number)
         if not isinstance(node, OpenDirectory):
@@ -448,12 +458,29 @@ class VirtualInodes:
 
 
 def _attributes(known: _Known) -> EntryAttributes:
-    shown = known.node.appearance()
-    mode, uid, gid, size, mtime_ns, ctime_ns, entry_timeout, attr_timeout = shown[:8]
-    atime_ns, nlink, rdev, allocated = shown[8:]
     entry = EntryAttributes()
-    entry.st_ino = InodeT(known.number)
-    entry.st_mode = ModeT(mode)
+    _fill(entry, known)
+    return entry
+
+
+def _fill(entry: EntryAttributes, known: _Known) -> None:
+    """Set all that stat(2) shows of a node."""
+    (
+        mode,
+        uid,
+        gid,
+        size,
+        mtime_ns,
+        ctime_ns,
+        entry_timeout,
+        attr_timeout,
+        atime_ns,
+        nlink,
+        rdev,
+        allocated,
+    ) = known.node.appearance()
+    entry.st_ino = known.number
+    entry.st_mode = mode  # a NewType costs a call
     entry.st_nlink = nlink
     entry.st_uid = uid
     entry.st_gid = gid
@@ -465,4 +492,3 @@ def _attributes(known: _Known) -> EntryAttributes:
     entry.st_ctime_ns = ctime_ns
     entry.entry_timeout = entry_timeout
     entry.attr_timeout = attr_timeout
-    return entry

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
 import trio
 
 from mountstore.blobs.content import Content
-from mountstore.blobs.reader import ContentReader, DescriptorCache, VerifiedBlobs
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.reader import INLINE_MAX, ContentReader, DescriptorCache, VerifiedBlobs
 from mountstore.blobs.tree import BalancedTree
 from mountstore.namespace.inodes import Inode
-from mountstore.namespace.ledger import Ledger
 
 _T = TypeVar("_T")
 
 _WORKERS = 4
 """Threads for contents; two would keep two cores busy, the others wait for the disk."""
+
+
+class Checksums(Protocol):
+    """Knows the checksums of single blobs."""
+
+    def checksum(self, digest: Digest) -> bytes | None: ...
+
+
+QUICK_S = 0.0005
+"""A cold read that takes no longer than this costs less than the way to a worker and back, on a loaded machine."""
+
+_QUICK_READS = 8
+
+
+class ReadPace:
+    """Whether the disk has lately been so quick that small reads need no worker: fast flash, in a quiet moment.
+
+    One slow read ends that, until several in a row, made by workers, were quick again. So a rotating disk, a
+    network or a busy disk holds up the owner's thread once in a while for one read, and no more.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = _QUICK_READS
+
+    @property
+    def quick(self) -> bool:
+        return self._left == 0
+
+    def note(self, elapsed_s: float) -> None:
+        """A small cold read took so long; any thread."""
+        if elapsed_s > QUICK_S:
+            self._left = _QUICK_READS
+        elif self._left:
+            self._left -= 1
 
 
 class Contents:
@@ -28,7 +65,7 @@ class Contents:
       ledger: Knows the checksums of single blobs; those of pieces stand in the manifests.
     """
 
-    def __init__(self, tree: BalancedTree, ledger: Ledger) -> None:
+    def __init__(self, tree: BalancedTree, ledger: Checksums) -> None:
         self._tree = tree
         self._ledger = ledger
         self._workers = trio.CapacityLimiter(_WORKERS)
@@ -36,6 +73,9 @@ class Contents:
         self._readers: WeakSet[ContentReader] = WeakSet()
         self._additions: set[trio.Event] = set()
         self.verified = VerifiedBlobs()
+        self._pace = ReadPace()
+        # Reads that wait for the disk in workers: another beside them is best made beside them.
+        self._waiting = 0
 
     def open_reader(self, content: Content) -> ContentReader | None:
         """A reader of its own, to be closed by the caller; None for the empty content."""
@@ -79,9 +119,25 @@ class Contents:
             reader = inode.reader = self.open_reader(inode.content)
             assert reader is not None
         data = reader.pread_nowait(offset, length)
-        if data is None:
-            data = await self.in_thread(reader.pread, offset, length)
-        return data
+        if data is not None:
+            return data
+        cost_bytes = reader.cost_bytes(offset, length)
+        if cost_bytes is None or cost_bytes > INLINE_MAX:
+            return await self.in_thread(reader.pread, offset, length)
+        if self._pace.quick and not self._waiting:
+            return self._timed_pread(reader, offset, length)
+        self._waiting += 1
+        try:
+            return await self.in_thread(self._timed_pread, reader, offset, length)
+        finally:
+            self._waiting -= 1
+
+    def _timed_pread(self, reader: ContentReader, offset: int, length: int) -> bytes:
+        started_s = time.perf_counter()
+        try:
+            return reader.pread(offset, length)
+        finally:
+            self._pace.note(time.perf_counter() - started_s)
 
     def close_reader(self, inode: Inode) -> None:
         """Let go of the inode's reader; reads under way end as usual."""
