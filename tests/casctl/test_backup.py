@@ -27,6 +27,19 @@ SLOWLY = "--bwlimit=2000"
 """KiB a second."""
 
 
+# Collects for as long as it is let.
+COLLECTING = """
+import trio
+from mountstore.control import basics, command
+
+async def _collecting(context, arguments):
+    with context.exclusively("collection", "a collection is running"):
+        await trio.sleep_forever()
+
+basics.COMMANDS = (*basics.COMMANDS, command.Command("collecting", "Collect.", _collecting, long=True))
+"""
+
+
 def fill(directory: Path, seed: int, count: int = 40, size: int = 50_000) -> dict[str, bytes]:
     """Files that do not compress or deduplicate; what they hold."""
     source = random.Random(seed)
@@ -219,6 +232,26 @@ def test_a_killed_copy_ends_its_hold_by_itself(mount: LiveMount, tmp_path: Path)
     done("backup", backup, cwd=mount.path)
     check(backup)
     done("gc", "release", cwd=mount.path)
+
+
+def test_a_collection_that_runs_is_waited_for(make_mount: MountMaker, tmp_path: Path) -> None:
+    mount = make_mount(prelude=COLLECTING)
+    control = os.open(mount.path / ".cas" / "control", os.O_RDWR)
+    os.write(control, b"collecting &\n")
+    job = json.loads(os.read(control, 1000))["job"]
+    with subprocess.Popen(
+        [CASCTL, "--json", "backup", tmp_path / "backup"],
+        cwd=mount.path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert "waiting" in json.loads(process.stdout.readline())["stage"]
+        done("cancel", str(job), cwd=mount.path)
+        *_, last = map(json.loads, process.stdout)
+        assert last["type"] == "result" and process.wait(PATIENCE_S) == 0
+    os.close(control)
 
 
 def test_a_mirror_lets_go_of_what_the_store_let_go_of(mount: LiveMount, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from mountstore.cli.casctl.arguments import OwnCommand, Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
 from mountstore.cli.casctl.client import Control
 from mountstore.cli.casctl.destination import Destination
-from mountstore.cli.casctl.exits import PROGRAM, Exit, Failure
+from mountstore.cli.casctl.exits import PROGRAM, AnsweredError, Exit, Failure
 from mountstore.cli.casctl.places import Resolver, find_place, mount_of
 from mountstore.cli.casctl.progress import ProgressBar
 from mountstore.cli.casctl.rendering import number, size, value
@@ -42,6 +42,9 @@ _HOLD_S = 600
 """A hold that nobody renews ends after so long."""
 
 _RENEW_S = 60.0
+
+_WAIT_S = 3600.0
+_RETRY_S = 1.0
 
 _NAMES_SHOWN = 10
 
@@ -70,12 +73,12 @@ class Source(Protocol):
 class _MountedSource:
     """A mounted store: garbage collection is held through its control file."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, on_wait: Callable[[], None]) -> None:
         self.store = control.mount.source
         self._control = control
         self._number: int | None = None
         self._renewed_s = time.monotonic()
-        self._hold()
+        self._hold_when_possible(on_wait)
 
     def snapshot(self) -> None:
         # What was closed by now is to be in it.
@@ -88,6 +91,21 @@ class _MountedSource:
     def keep(self) -> None:
         if time.monotonic() - self._renewed_s > _RENEW_S:
             self._hold()
+
+    def _hold_when_possible(self, on_wait: Callable[[], None]) -> None:
+        """A collection that runs is waited for: a timer may have begun both at the same minute."""
+        give_up_s = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                self._hold()
+            except AnsweredError as exc:
+                if exc.error != "EBUSY" or time.monotonic() > give_up_s:
+                    raise
+                on_wait()
+                # Nobody tells when it ends.
+                time.sleep(_RETRY_S)
+            else:
+                return
 
     def _hold(self) -> None:
         again = [] if self._number is None else [f"--again={self._number}"]
@@ -113,7 +131,7 @@ class _UnmountedSource:
 
 
 @contextmanager
-def _open_source(mount: Mount | None, store: str) -> Iterator[Source]:
+def _open_source(mount: Mount | None, store: str, on_wait: Callable[[], None]) -> Iterator[Source]:
     if mount is None:
         from mountstore.store import StoreLock, read_config
 
@@ -125,7 +143,7 @@ def _open_source(mount: Mount | None, store: str) -> Iterator[Source]:
             lock.release()
         return
     with Control(mount) as control:
-        source = _MountedSource(control)
+        source = _MountedSource(control, on_wait)
         try:
             yield source
         finally:
@@ -333,10 +351,11 @@ def _run(settings: Settings, got: argparse.Namespace) -> int:
             store = mount.source
         _check_apart(os.path.realpath(store), destination)
         _check_readable(store)
-        source = stack.enter_context(_open_source(mount, store))
         bar = stack.enter_context(ProgressBar("backup", shown=not settings.quiet and not settings.json))
-        options = shlex.split(got.rsync or "")
         teller = _Teller(settings, bar)
+        wait = teller.stage("waiting for a collection to end")
+        source = stack.enter_context(_open_source(mount, store, lambda: wait(0, None)))
+        options = shlex.split(got.rsync or "")
         done = Backup(
             source, destination, full=got.full, mirror=got.mirror, options=options, teller=teller
         ).run()
