@@ -91,14 +91,19 @@ def render(job: Job, source: BinaryIO, limits: Limits) -> Made:
       MisuseError: The job does not fit the image.
       MemoryError: As it says.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _rendered(job, source, limits)
+    before = Image.MAX_IMAGE_PIXELS
+    # Pillow warns there, and raises at twice of it.
+    Image.MAX_IMAGE_PIXELS = limits.pixels // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _rendered(job, source, limits)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _rendered(job: Job, source: BinaryIO, limits: Limits) -> Made:
     geometry = parse_geometry(job.geometry)
-    Image.MAX_IMAGE_PIXELS = limits.pixels // 2  # Pillow warns there, and raises at twice of it
     try:
         background = ImageColor.getrgb(job.background)
     except ValueError:
