@@ -153,6 +153,25 @@ class ContentReader:
             i += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def cost_bytes(self, offset: int, length: int) -> int | None:
+        """How much `pread` of the same would read, with what has to be verified first; None if that is not known
+        before the manifest has been read."""
+        end = min(offset + length, self.size_bytes)
+        if offset >= end or self._digest is None:
+            return 0
+        if self.content.kind is ContentKind.BLOB:
+            return end - offset if self._digest in self._verified else self._digest.size_bytes
+        manifest = self._manifest
+        if manifest is None:
+            return None
+        cost = 0
+        for i in range(manifest.find(offset), manifest.find(end - 1) + 1):
+            start, size, digest, _ = manifest.entry(i)
+            if digest is not None:
+                known = digest in self._verified
+                cost += min(end, start + size) - max(offset, start) if known else digest.size_bytes
+        return cost
+
     def prefetch(self, offset: int, length: int) -> None:
         """Verify what holds [offset, offset + length), so that `pread_nowait` finds it; blocks.
 

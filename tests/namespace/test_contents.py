@@ -1,0 +1,63 @@
+"""Cold reads: by workers, unless the disk answers more quickly than they."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from mountstore.blobs.reader import INLINE_MAX, ContentReader
+from mountstore.namespace import contents
+from mountstore.namespace.contents import ReadPace
+from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.namespace import Caller
+from mountstore.store import Store
+
+pytestmark = pytest.mark.trio
+
+
+async def test_one_slow_read_ends_reading_without_workers() -> None:
+    pace = ReadPace()
+    for _ in range(8):
+        assert not pace.quick
+        pace.note(contents.QUICK_S / 2)
+    assert pace.quick
+    pace.note(contents.QUICK_S * 2)
+    for _ in range(8):
+        assert not pace.quick
+        pace.note(contents.QUICK_S / 2)
+    assert pace.quick
+
+
+@pytest.mark.parametrize(
+    ("disk", "inline"), [("quick", True), ("slow", False), ("quick, but the file is large", False)]
+)
+async def test_which_thread_reads(
+    store_path: str, monkeypatch: pytest.MonkeyPatch, disk: str, inline: bool
+) -> None:
+    size = INLINE_MAX + 1 if "large" in disk else 5000
+    threads: list[int] = []
+    pread = ContentReader.pread
+
+    def noted(reader: ContentReader, offset: int, length: int) -> bytes:
+        threads.append(threading.get_ident())
+        return pread(reader, offset, length)
+
+    monkeypatch.setattr(contents, "QUICK_S", 0.0 if disk == "slow" else 3600.0)
+    # Nothing is in the page cache.
+    monkeypatch.setattr(ContentReader, "pread_nowait", lambda *_: None)
+    monkeypatch.setattr(ContentReader, "pread", noted)
+    async with Store.open(store_path).running() as store:
+        inodes: list[tuple[Inode, bytes]] = []
+        for number in range(12):
+            inode = store.namespace.create(ROOT, b"f%d" % number, 0o100644, Caller(0, 0))
+            handle = store.files.open(inode, writable=True, privileged=True)
+            data = os.urandom(size)
+            await store.files.write(handle, 0, data)
+            await store.files.release(handle)
+            inodes.append((inode, data))
+        for inode, data in inodes:
+            assert await store.files.read(inode, 0, size) == data
+    assert (threads[-1] == threading.get_ident()) == inline
+    assert threads[0] != threading.get_ident()
