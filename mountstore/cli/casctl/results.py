@@ -233,6 +233,21 @@ def _snapshot_diff(result: Result) -> str:
     )
 
 
+def _resize(result: Result) -> str:
+    if "images" not in result:
+        how = "remembered, " if result["remembered"] else ""
+        kept = "" if result["changed"] else ", was so already"
+        return (
+            f"{printable(result['path'])}: {result['width']}x{result['height']}, {how}"
+            f"{size(result['size_bytes'])}{kept}"
+        )
+    counts = (
+        f"{number(result[key])} {key}" for key in ("made", "remembered", "unchanged", "failed") if result[key]
+    )
+    text = f"{number(result['images'])} images: {sentence(counts)}"
+    return "\n".join(part for part in (table(result["rows"]), text) if part)
+
+
 def _jobs(result: Result) -> str:
     rows = []
     for row in result["rows"]:
@@ -273,6 +288,7 @@ _SPECIAL: dict[str, Callable[[Result], str]] = {
     "prune": _prune,
     "pin": _pin,
     "sync": _sync,
+    "resize": _resize,
     "snapshot": _snapshot,
     "snapshots": _snapshots,
     "snapshot-diff": _snapshot_diff,
