@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mount.live import LiveMount, run
+from PIL import Image
 
 from casctl.conftest import MountMaker
 from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
@@ -206,6 +207,67 @@ def test_a_reader_that_has_seen_enough(shared_mount: LiveMount) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_every_command_says(mount: LiveMount) -> None:
+    """In words, each at least once; that it does what it says is tested with the commands themselves."""
+    top = mount.path
+
+    def said(*arguments: str) -> str:
+        return done(*arguments, cwd=top)
+
+    for text in ("one", "second", "the third"):
+        (top / "f").write_text(text)
+    (top / "gone").write_text("gone")
+    (top / "gone").unlink()
+    Image.new("RGB", (64, 48), (1, 2, 3)).save(top / "image.png")
+    assert [line.split()[0] for line in said("versions", "f").splitlines()] == ["VERSION", "1", "2", "3"]
+    assert said("restore", "f@1") == "/f: brought back, 3 B\n"
+    assert said("restore", "f@2", "--to", "g") == "/g: brought back, 6 B\n"
+    assert (top / "f").read_text() == "one" and (top / "g").read_text() == "second"
+    assert said("undelete", "gone") == "/gone: brought back, 4 B\n"
+    assert "versions 1 and 2 differ from byte 0 on" in said("diff", "f", "1", "2")
+    assert "versions 1 and 4 have the same bytes" in said("diff", "f", "1")
+    assert "keep last" in said("policy", ".")
+    assert re.search(r"keep last +3", said("policy", ".", "keep_last=3"))
+    assert said("snapshot", "here").startswith("here: ")
+    assert said("snapshot", "--auto") == "nothing has changed since the last snapshot\n"
+    (top / "later").write_text("later")
+    said("snapshot", "there")
+    assert said("snapshot-diff", "here", "there") == "added    /later\n"
+    assert "here" in said("snapshots") and said("snapshot-delete", "here", "there")
+    assert said("sync") == "everything written so far is safe on disk\n"
+    assert said("resize", "image.png", "32x32", "small.png").startswith("/small.png: 32x24, ")
+    assert said("resize", "*.png", "16x16", "thumbnails").endswith("2 images: 2 made\n")
+    hold = re.match(r"hold (\d+): nothing is collected for 60 seconds", said("gc", "hold", "--timeout", "60"))
+    assert hold is not None and "HOLD" in said("status")
+    assert said("gc", "release", hold[1]) == "1 holds ended\n"
+    assert "old versions would be dropped" in said("prune", "f", "--all", "--dry-run")
+    assert "old versions dropped" in said("prune", "f", "--all")
+    assert "would be collected" in said("gc", "--dry-run", "--grace", "0")
+    assert re.search(
+        r"^1[0-9]* blobs collected|^[2-9] blobs collected", said("gc", "--grace", "0"), re.MULTILINE
+    )
+    (top / "pinned").write_text("pinned")
+    digest = result("info", "pinned", cwd=top)["content"]["digest"]
+    assert said("pin", digest) == "1 blobs pinned in .cas/pins/pinned\n"
+    assert "unpinned  1" in said("unpin", digest)
+    collected = next((mount.store / "trash").rglob("*_*")).name
+    assert collected in said("untrash", collected)
+    assert "blobs deleted" in said("purge", "--older-than", "0")
+    assert re.search(r"damaged blobs +0", said("scrub", "--full"))
+    assert "done" in said("jobs") and "COMMAND" in said("jobs")
+
+
+def test_damage_is_a_failure(mount: LiveMount) -> None:
+    (mount.path / "f").write_bytes(b"x" * 1000)
+    blob = Path(result("info", "f", cwd=mount.path)["content"]["blob_path"])
+    blob.chmod(0o644)
+    blob.write_bytes(b"y" * 1000)
+    mount.announce("damaged|not what was written|checksum")
+    ended = casctl("scrub", cwd=mount.path)
+    assert ended.returncode == 1 and blob.name in ended.stdout
+    mount.checked = False
 
 
 # --- how it ends ---

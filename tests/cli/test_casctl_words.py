@@ -174,6 +174,9 @@ def test_bash_completes_commands_options_and_paths(tmp_path: Path) -> None:
     assert complete(tmp_path, "info", "a") == {"a b"}
     assert complete(tmp_path, "--mount", "o") == {"other"}
     assert complete(tmp_path, "--mount", "other", "inf") == {"info"}
+    assert complete(tmp_path, "gc", "h") == {"hold"}
+    assert complete(tmp_path, "gc", "hold", "--t") == {"--timeout"}
+    assert complete(tmp_path, "gc", "--keep", "o") == {"other"}
     assert complete(tmp_path, "completion", "") == {"bash", "zsh", "fish"}
     assert complete(tmp_path, "backup", "--store", "o") == {"other"}
     assert complete(tmp_path, "help", "inf") == {"info"}
