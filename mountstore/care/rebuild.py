@@ -22,12 +22,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mountstore.blobs.content import Content, ContentKind
-from mountstore.blobs.digest import checksum
 from mountstore.blobs.flush import fsync_path, syncfs
 from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
-from mountstore.care.inspection import ONCE_BYTES, Candidate, Inspection, Progress, Survey, pieces_of
+from mountstore.care.inspection import Candidate, Inspection, Progress, Survey
+from mountstore.care.loading import Loader
 from mountstore.care.premises import NEW_CATALOG_NAME, PARTS, Premises
 from mountstore.care.presence import Presence
 from mountstore.care.repair import mend_new_catalog
@@ -35,8 +34,7 @@ from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import StoreError
 from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
 from mountstore.namespace.pages import UNREADABLE, Root
-from mountstore.namespace.rebuilding import CatalogBuilder, remove_catalog
-from mountstore.namespace.stale import BASE_KEY
+from mountstore.namespace.rebuilding import remove_catalog
 from mountstore.store import (
     BAD_NAME,
     BLOBS_NAME,
@@ -233,7 +231,7 @@ class _Rebuild:
         settings = self._settings(root)
         built = os.path.join(self.path, NEW_CATALOG_NAME)
         on_step("load the snapshot")
-        loader = _Loader(self._tree, taken, built, self._progress)
+        loader = Loader(self._tree, taken, built, self._progress)
         try:
             loader.load(self._numbers(root))
             mended: tuple[str, ...] = ()
@@ -247,6 +245,8 @@ class _Rebuild:
                 premises.catalog = built
                 mended = mend_new_catalog(premises)
             on_step("flush to disk")
+            # The blobs may lie on a file system of their own, and may have been copied just now.
+            syncfs(self._blobs)
             syncfs(self.path)
             aside = self._put_in_place(built, on_step)
         except BaseException:
@@ -336,62 +336,3 @@ class _Rebuild:
             owner = os.stat(self.path)
             for path in paths:
                 os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-
-
-class _Loader:
-    """Loads one snapshot into a new catalog."""
-
-    def __init__(self, tree: BalancedTree, taken: Candidate, built: str, progress: Progress) -> None:
-        self._tree = tree
-        self._taken = taken
-        self._built = built
-        self._progress = progress
-        self.inodes = self.names = self.versions = 0
-
-    def load(self, numbers: dict[str, int]) -> None:
-        complete = self._taken.complete
-        with CatalogBuilder(self._built) as builder:
-            tree = SnapshotTree(
-                self._tree,
-                self._taken.ref.root,
-                cache_bytes=ONCE_BYTES,
-                on_read=lambda digest, data: builder.need(digest, checksum(data)),
-                on_bad=None if complete else lambda exc: None,
-            )
-            manifests: set[Content] = set()
-            for record in tree.inodes():
-                builder.add_inodes((record,))
-                if record.listing is not None:
-                    builder.add_entries(record.number, tree.names_of(record))
-                if record.kind == ContentKind.MANIFEST:
-                    manifests.add(record.content)
-                self._count(record.is_ghost)
-            for number, rows in tree.histories():
-                builder.add_history(number, rows)
-                self.versions += len(rows)
-                manifests.update(row.content for row in rows if row.kind == ContentKind.MANIFEST)
-            for content in manifests:
-                try:
-                    pieces = pieces_of(self._tree, content)
-                except UNREADABLE:
-                    if complete:
-                        raise
-                    continue
-                for digest, known_checksum in pieces:
-                    builder.need(digest, known_checksum)
-            self.names = builder.names
-            # Blobs that no snapshot taken names may be needed by what could not be read: gc leaves them alone.
-            adopted = tree.root.adopted or not complete
-            meta: dict[str, int | str] = {**numbers, "clean": 1}
-            if adopted:
-                meta["adopted"] = 1
-            if complete:
-                meta[BASE_KEY] = tree.digest.name
-            self._progress("inodes loaded", self.inodes)
-            builder.finish(meta)
-
-    def _count(self, ghost: bool) -> None:
-        if not ghost:
-            self.inodes += 1
-            if self.inodes % 4096 == 0:
-                self._progress("inodes loaded", self.inodes)
