@@ -149,7 +149,11 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        if parent_inode >= VIRTUAL or name in self._reserved:
+        if (
+            parent_inode >= VIRTUAL
+            or name == self._versions_name
+            or (parent_inode == ROOT and name in self._reserved)
+        ):
             return await self._lookup_virtual(parent_inode, name)
         inode = self._find(parent_inode, name)
         if inode is None:
@@ -160,15 +164,11 @@ class Operations(pyfuse3.Operations):
         if parent >= VIRTUAL:
             answer = await self._virtual.lookup(parent, name)
             return self._present(self._get(answer)) if isinstance(answer, int) else answer
+        if name == LIMBO:
+            return self._absent
         if name != self._versions_name:
-            # Reserved in the root alone.
-            if parent == ROOT:
-                if name == LIMBO:
-                    return self._absent
-                assert self._control is not None
-                return self._virtual.present(self._control)
-            inode = self._find(parent, name)
-            return self._absent if inode is None else self._present(inode)
+            assert self._control is not None
+            return self._virtual.present(self._control)
         if not self._shadowed_reported and self._find(parent, name) is not None:
             self._report_shadowed(parent, name)
         return self._virtual.present(self._versions.of_directory(parent))
