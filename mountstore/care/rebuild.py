@@ -239,7 +239,7 @@ class _Rebuild:
                 on_step("write store.toml")
                 write_config(self.path, settings)
                 self.give_to_owner(os.path.join(self.path, CONFIG_NAME))
-            if not taken.complete:
+            if loader.hangs or not taken.complete:
                 on_step("mend what hangs")
                 premises = Premises(self.path)
                 premises.catalog = built

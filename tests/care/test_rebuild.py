@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from mount.live import SCALE
@@ -30,9 +31,9 @@ from mountstore.cli.fsck import main as fsck
 from mountstore.cli.mkfs import main as mkfs
 from mountstore.cli.stores import prepare_store
 from mountstore.errors import BusyError, CorruptError, StoreError
-from mountstore.namespace import listing
+from mountstore.namespace import listing, page_map
 from mountstore.namespace.inodes import ROOT
-from mountstore.namespace.pages import Reference
+from mountstore.namespace.pages import PAGE_SHIFT, Reference, encode_inodes, encode_root
 from mountstore.store import Store, StoreLock, create_store, read_config
 
 Capture = pytest.CaptureFixture[str]
@@ -290,6 +291,29 @@ def test_a_ref_to_something_else(lost: Lost) -> None:
     rebuilt = rebuild_store(str(lost.path))
     assert rebuilt.taken.ref.name == "second"
     assert "its root" in rebuilt.survey.candidates[0].flaws[0].what
+
+
+def test_a_snapshot_that_contradicts_itself(lost: Lost) -> None:
+    """Complete, and yet a name in it stands for nothing: what hangs is mended."""
+    tree = snapshot(lost, "second")
+    entry = tree.lookup(ROOT, b"often")
+    assert entry is not None
+    blobs = BalancedTree(str(lost.blobs))
+    page = entry.inode >> PAGE_SHIFT
+    records = [record for record in tree.inodes() if record.number >> PAGE_SHIFT == page]
+    changed = encode_inodes([record for record in records if record.number != entry.inode])
+
+    def put(data: bytes) -> Digest:
+        return blobs.add_bytes(data).digest
+
+    inodes = page_map.update_map(tree, put, tree.root.inodes, {page: put(changed)})
+    root = put(encode_root(msgspec.structs.replace(tree.root, inodes=inodes)))
+    write_ref(str(lost.blobs), Ref("third", root, tree.root.uuid, tree.root.time_ns + 1))
+    rebuilt = rebuild_store(str(lost.path))
+    assert rebuilt.taken.ref.name == "third"
+    assert len(rebuilt.mended) >= 1
+    assert not flaws(lost)
+    assert b"/often" not in contents(lost.path)
 
 
 def test_snapshots_of_two_stores(lost: Lost, tmp_path: Path) -> None:
