@@ -70,7 +70,8 @@ def test_every_mode_keeps_its_brightness(mode: str, format: Format) -> None:
         source = Image.new(mode, (40, 30), 200 * 257)
     else:
         source = (grey if mode in ("L", "LA", "F") else grey.convert("RGB")).convert(mode)
-    image = image_of(encoded(source, "TIFF"), "20", format)
+    # Pillow before 13 writes no TIFF of this mode that it can read.
+    image = image_of(encoded(source, "JPEG" if mode == "YCbCr" else "TIFF"), "20", format)
     if image.mode in DEEP:
         image = image.convert("I").point(lambda value: value * (1 / 257))
     pixel = image.convert("L").getpixel((10, 7))
