@@ -250,7 +250,9 @@ class Backup:
             # rsync deletes nothing when it is given names.
             self._rsync.copy(REFS_NAME, *arguments, "--exclude=.*")
         else:
-            self._rsync.copy("", "--checksum", *arguments, names=[f"{REFS_NAME}/{name}" for name in refs])
+            names = [f"{REFS_NAME}/{name}" for name in refs]
+            # A snapshot may have been deleted meanwhile.
+            self._rsync.copy("", "--checksum", "--ignore-missing-args", *arguments, names=names)
 
     def _follow(self, refs: Sequence[str]) -> None:
         """See that what the snapshots need is there: what the store itself lacks was not to be copied.

@@ -16,9 +16,8 @@ from mountstore.cli.casctl.destination import STAGING, Destination
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.exits import printable
 
-# rsync(1), EXIT VALUES.
-_VANISHED = 24
 _SIGNALLED = 20
+"""rsync(1), EXIT VALUES. Source files that vanished (24) are an error, too: nothing that is copied may go away."""
 
 _PROGRESS = re.compile(rb"\(xfr#(\d+), (?:ir|to)-chk=(\d+)/(\d+)\)")
 _STATISTICS = {
@@ -147,7 +146,7 @@ class Rsync:
                 process.terminate()
                 process.wait()
                 raise
-            if code not in (0, _VANISHED):
+            if code != 0:
                 errors.seek(0)
                 raise Failure(Exit.FAILED, _explain(code, errors.read()))
         return said
