@@ -11,6 +11,7 @@ import ctypes
 import os
 import resource
 import signal
+from contextlib import suppress
 from typing import Final
 
 _LANDLOCK_CREATE_RULESET: Final = 444
@@ -35,13 +36,15 @@ def confine() -> None:
     processor. What has not been imported by now cannot be."""
     libc = ctypes.CDLL(None, use_errno=True)
     os.nice(_NICE)
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
         score.write(_OOM_SCORE)
     if os.geteuid() == 0:
         libc.unshare(_CLONE_NEWNET)
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        # In a container, root may not be allowed to, or there may be no other user.
+        with suppress(OSError):
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _landlock(libc)
