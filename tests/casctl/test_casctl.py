@@ -107,6 +107,17 @@ def test_outside_of_every_mount(shared_mount: LiveMount, tmp_path: Path) -> None
     assert ended.returncode == 3 and f"the mount is {shared_mount.path}" in ended.stderr
 
 
+def test_a_read_only_mount_takes_no_commands(make_mount: MountMaker) -> None:
+    mount = make_mount()
+    mount.unmount()
+    mount.options = ("ro",)
+    mount.start()
+    assert result("status", cwd=mount.path)["read_only"] is True
+    assert "requests" in done("stats", cwd=mount.path)
+    ended = casctl("df", cwd=mount.path)
+    assert ended.returncode == 1 and "mounted read-only" in ended.stderr
+
+
 def test_a_control_directory_of_another_name(make_mount: MountMaker) -> None:
     mount = make_mount("control=steer")
     ended = casctl("status", cwd=mount.path)

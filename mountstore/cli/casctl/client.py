@@ -24,6 +24,9 @@ CONTROL_DIRECTORY = ".cas"
 CONTROL_VARIABLE = "CASCTL_CONTROL"
 """Says what the directory is called in a mount that was made with control=NAME."""
 
+READABLE = ("status", "stats")
+"""Commands whose results are also files beside the control file."""
+
 _READ_BYTES = 1 << 20
 
 Answer = dict[str, Any]
@@ -37,6 +40,19 @@ def _nobody(answer: Answer, line: str) -> None:
     pass
 
 
+def read_report(mount: Mount, command: str) -> Answer:
+    """The result of one of the `READABLE` commands, from a mount to whose control file nothing can be written.
+
+    Raises: OSError
+    """
+    with open(os.path.join(_directory(mount), command), "rb") as file:
+        return {"type": "result", **json.load(file)}
+
+
+def _directory(mount: Mount) -> str:
+    return os.path.join(mount.mountpoint, os.environ.get(CONTROL_VARIABLE) or CONTROL_DIRECTORY)
+
+
 class Control:
     """An open control file. A context manager.
 
@@ -46,8 +62,7 @@ class Control:
 
     def __init__(self, mount: Mount) -> None:
         self.mount = mount
-        directory = os.environ.get(CONTROL_VARIABLE) or CONTROL_DIRECTORY
-        self._path = os.path.join(mount.mountpoint, directory, CONTROL)
+        self._path = os.path.join(_directory(mount), CONTROL)
         self._rest = b""
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
@@ -136,6 +151,11 @@ class Control:
                 Exit.NO_MOUNT,
                 f"{mountpoint}: has no control file {printable(self._path)}: it was mounted with nocontrol, by an"
                 f" older release, or with control=NAME (then say {CONTROL_VARIABLE}=NAME)",
+            )
+        if self.mount.read_only:
+            return Failure(
+                Exit.FAILED,
+                f"{mountpoint} is mounted read-only, so it takes no commands but {' and '.join(READABLE)}",
             )
         if is_dead(self.mount.mountpoint):
             return Failure(

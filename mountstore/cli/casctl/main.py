@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ from mountstore.cli.casctl.arguments import (
     words_of,
 )
 from mountstore.cli.casctl.backup import BACKUP
-from mountstore.cli.casctl.client import Answer, Control
+from mountstore.cli.casctl.client import READABLE, Answer, Control, read_report
 from mountstore.cli.casctl.completion import make_completion
 from mountstore.cli.casctl.exits import Exit, run_guarded
 from mountstore.cli.casctl.places import Resolver
@@ -69,6 +70,11 @@ def _ask(command: Command, settings: Settings, got: argparse.Namespace) -> int:
     """Have the mount run a command, and show its answer."""
     resolver = Resolver(settings.mount)
     words = words_of(command, got, resolver.inside)
+    if resolver.mount().read_only and command.name in READABLE:
+        result = read_report(resolver.mount(), command.name)
+        if settings.json:
+            print(json.dumps(result))
+        return _show(command, settings, got, result)
     with Control(resolver.mount()) as control, ProgressBar(command.name, shown=not settings.quiet) as bar:
 
         def listen(answer: Answer, line: str) -> None:
@@ -78,6 +84,10 @@ def _ask(command: Command, settings: Settings, got: argparse.Namespace) -> int:
                 bar.tell(answer["done"], answer["total"], answer["unit"])
 
         result = control.run(words, job=command.long, listener=listen)
+    return _show(command, settings, got, result)
+
+
+def _show(command: Command, settings: Settings, got: argparse.Namespace, result: Answer) -> int:
     if not settings.json and not settings.quiet:
         text = render(command.name, result, got)
         if text:
