@@ -178,7 +178,22 @@ def _diff(result: Result) -> str:
 
 
 def _put_back(result: Result) -> str:
-    return f"{printable(result['path'])}: brought back, {size(result['bytes'])}"
+    return f"{printable(result['path'])}: brought back, {_amount(result)}"
+
+
+def _clone(result: Result) -> str:
+    return f"{printable(result['path'])}: {_amount(result)}"
+
+
+def _amount(result: Result) -> str:
+    """Of a file, or of a tree."""
+    if not result.get("directories"):
+        return size(result["bytes"])
+    return f"{number(result['directories'])} directories, {number(result['files'])} files, {size(result['bytes'])}"
+
+
+def _rmtree(result: Result) -> str:
+    return f"{printable(result['path'])}: removed"
 
 
 def _hold(result: Result) -> str:
@@ -282,6 +297,8 @@ _SPECIAL: dict[str, Callable[[Result], str]] = {
     "diff": _diff,
     "restore": _put_back,
     "undelete": _put_back,
+    "clone": _clone,
+    "rmtree": _rmtree,
     "gc hold": _hold,
     "gc release": _release,
     "purge": _purge,
