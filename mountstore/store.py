@@ -113,7 +113,7 @@ def create_store(
     Args:
       dir_limit: Most entries of a directory in the balanced tree.
       piece_max: Largest file, in bytes, that is kept as one blob; larger ones are cut into pieces of
-        a sixteenth of it at least, a quarter on average; zeros become a hole from a 64th of it on.
+        a 32nd of it at least, an eighth on average; zeros become a hole from a 64th of it on.
       uid, gid: Owner of the root directory in the mount; default: of this process.
 
     Raises:
@@ -125,8 +125,8 @@ def create_store(
         format=STORE_FORMAT,
         uuid=str(uuid.uuid4()),
         dir_limit=dir_limit,
-        piece_min=max(piece_max // 16, 1),
-        piece_avg=max(piece_max // 4, 1),
+        piece_min=max(piece_max // 32, 64),
+        piece_avg=max(piece_max // 8, 256),
         piece_max=piece_max,
         hole_min=max(piece_max // 64, 64),
     )

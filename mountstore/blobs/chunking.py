@@ -42,8 +42,10 @@ class ChunkingParameters:
         MisuseError: The values are not usable, or not in order.
     """
 
-    min_size: int = 256 * KIB
-    avg_size: int = 1 * MIB
+    # A small edit costs a piece and a half: of 1 MiB each, a hundred versions of 200 MiB took 1.73 times the
+    # file, of 512 KiB 1.45 times. Cutting and placing 256 MiB takes 0.52 s of processor time either way.
+    min_size: int = 128 * KIB
+    avg_size: int = 512 * KIB
     max_size: int = 4 * MIB
     piece_max: int = 4 * MIB
     hole_min: int = 64 * KIB
