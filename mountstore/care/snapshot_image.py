@@ -23,7 +23,6 @@ from mountstore.namespace.page_map import find_page, update_map
 from mountstore.namespace.pages import (
     HISTORIES_MAGIC,
     INDEX_MAGIC,
-    INODES_MAGIC,
     LEAF_MAGIC,
     NODE_MAGIC,
     PAGE_SHIFT,
@@ -50,7 +49,6 @@ from mountstore.namespace.stale import Changes
 T = TypeVar("T")
 
 _DECODERS: Final[dict[bytes, Callable[[bytes, str], object]]] = {
-    INODES_MAGIC: decode_inodes,
     HISTORIES_MAGIC: decode_histories,
     SEGMENT_MAGIC: decode_segment,
     NODE_MAGIC: decode_node,
@@ -121,7 +119,7 @@ class Image:
             new = self._new_records(page, old)
             inode_count += _count(new) - _count(old.values())
             size_bytes += _bytes(new) - _bytes(old.values())
-            inode_pages[page] = self._put(encode_inodes(new)) if new else None
+            inode_pages[page] = self._put_inodes(new, old) if new else None
             self.pages += 1
             yield
         history_pages: dict[int, Digest | None] = {}
@@ -166,7 +164,7 @@ class Image:
             msgspec.structs.replace(record, listing=self._listing(record.number, old))
             if record.is_directory
             else record
-            for record in self._instant.inodes(page)
+            for record in self._instant.inodes(page, old)
         ]
         removed = self._instant.removed_directories(page)
         if removed:
@@ -200,8 +198,18 @@ class Image:
     def _map(self, base: Reference | None, pages: dict[int, Digest | None]) -> Reference | None:
         return update_map(self._source, self._put, base, pages)
 
+    def _put_inodes(self, new: list[InodeRecord], old: dict[int, InodeRecord]) -> Digest:
+        # Those that are as before were checked when they were read.
+        changed = [record for record in new if record != old.get(record.number)]
+        if changed:
+            decode_inodes(encode_inodes(changed), "an inode page of the snapshot")
+        return self._put_checked(encode_inodes(new))
+
     def _put(self, data: bytes) -> Digest:
         _DECODERS[data[:8]](data, "an object of the snapshot")
+        return self._put_checked(data)
+
+    def _put_checked(self, data: bytes) -> Digest:
         digest = Digest.of(data)
         if self._heal:
             self._tree.distrust(digest)

@@ -11,7 +11,8 @@ Errors: CorruptError (SQLite cannot read the database, or it holds what no catal
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from mountstore.namespace.catalog import _INODE_COLUMNS, _translated, connect
@@ -22,9 +23,8 @@ _CACHE_KIB: Final = 8 * 1024
 _BATCH: Final = 500
 
 _INODES: Final = (
-    f"SELECT {', '.join(f'i.{column}' for column in _INODE_COLUMNS.split(', '))}, b.checksum, h.history"
-    " FROM inode AS i LEFT JOIN blob AS b ON b.sha256 = i.sha256 AND b.size = i.blob_size"
-    " LEFT JOIN inode_history AS h ON h.inode = i.id"
+    f"SELECT {', '.join(f'i.{column}' for column in _INODE_COLUMNS.split(', '))}, h.history"
+    " FROM inode AS i LEFT JOIN inode_history AS h ON h.inode = i.id"
     " WHERE i.id BETWEEN ? AND ? AND i.nlink > 0 ORDER BY i.id"
 )
 
@@ -40,6 +40,7 @@ _NAMES: Final = (
 _ALL_NAMES: Final = _NAMES.format(below_e="", below_n="")
 _SOME_NAMES: Final = _NAMES.format(below_e="AND e.name < ?3", below_n="AND n.name < ?3")
 
+_CHECKSUM: Final = "SELECT checksum FROM blob WHERE sha256 = ? AND size = ?"
 _XATTRS: Final = "SELECT inode, name, value FROM xattr WHERE inode BETWEEN ? AND ? ORDER BY inode, name"
 _NEXT_PARENT: Final = "SELECT parent FROM name_history WHERE parent >= ? ORDER BY parent LIMIT 1"
 _NEXT_HISTORY: Final = "SELECT history FROM version WHERE history >= ? ORDER BY history LIMIT 1"
@@ -137,8 +138,12 @@ class Instant:
 
     # --- what they hold ---
 
-    def inodes(self, page: int) -> list[InodeRecord]:
-        """The records of a page, but for the removed directories, without their listings."""
+    def inodes(self, page: int, known: Mapping[int, InodeRecord] = MappingProxyType({})) -> list[InodeRecord]:
+        """The records of a page, but for the removed directories, without their listings.
+
+        Args:
+          known: Earlier ones by number, of which the checksums of contents that are still the same are taken.
+        """
         first = page << PAGE_SHIFT
         last = first + (1 << PAGE_SHIFT) - 1
         rows = list(self._rows(_INODES, (first, last)))
@@ -147,9 +152,21 @@ class Instant:
             for inode, name, value in self._rows(_XATTRS, (first, last)):
                 xattrs.setdefault(inode, []).append((name, value))
         return [
-            InodeRecord(*(*row[:16], row[18] or b"", row[16], xattrs.get(row[0], []), row[19] or 0, None))
+            InodeRecord(
+                *(*row[:16], self._checksum(row, known), row[16], xattrs.get(row[0], []), row[18] or 0, None)
+            )
             for row in rows
         ]
+
+    def _checksum(self, row: tuple[Any, ...], known: Mapping[int, InodeRecord]) -> bytes:
+        sha256, blob_size = row[14], row[15]
+        if sha256 is None:
+            return b""
+        before = known.get(row[0])
+        if before is not None and before.checksum and before.sha256 == sha256 and before.blob_size == blob_size:
+            return before.checksum
+        found = next(self._rows(_CHECKSUM, (sha256, blob_size)), None)
+        return b"" if found is None else found[0]
 
     def removed_directories(self, page: int) -> list[int]:
         """Directories of a page that do not exist, and in which names have histories."""
