@@ -1,28 +1,103 @@
-"""Looking around in a snapshot: the names that exist in it, with what they stand for.
+"""Looking around in a tree of records, of a snapshot or of one instant of the catalog: the names that exist.
 
-Blocks; for workers. Errors: as `mountstore.care.snapshot_tree`.
+Blocks; for workers. Errors: as `mountstore.care.snapshot_tree`, or `mountstore.namespace.instant`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain, islice
+from typing import Final
 
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import AbsentError, CorruptError, StaleError, WantsDirectoryError
+from mountstore.namespace.grafting import Twig
 from mountstore.namespace.inodes import ROOT
+from mountstore.namespace.instant import Instant
 from mountstore.namespace.limbo import LIMBO
 from mountstore.namespace.page_map import find_page
-from mountstore.namespace.pages import PAGE_SHIFT, InodeRecord
+from mountstore.namespace.pages import PAGE_SHIFT, InodeRecord, ListingEntry
 
-__all__ = ["children", "find", "follow"]
+__all__ = ["Records", "find", "follow", "records_of_instant", "records_of_snapshot"]
 
-_BATCH = 500
-_PAGES_MAX = 256
+_BATCH: Final = 500
+_PAGES_MAX: Final = 256
+
+
+class Records:
+    """Directories with what is in them. To be used by one thread at a time.
+
+    Args:
+      what: It is, for errors.
+      names: The entries of a directory in byte order, gone ones too.
+      page: The records of a page of inodes.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        names: Callable[[InodeRecord], Iterable[ListingEntry]],
+        page: Callable[[int], Iterable[InodeRecord]],
+    ) -> None:
+        self._what = what
+        self._names = names
+        self._page = page
+        # Files that were made together have neighbouring numbers, whatever their names.
+        self._pages: dict[int, dict[int, InodeRecord]] = {}
+
+    def inode(self, number: int) -> InodeRecord:
+        """Raises: CorruptError if there is none."""
+        page = self._pages.get(number >> PAGE_SHIFT)
+        if page is None:
+            if len(self._pages) >= _PAGES_MAX:
+                self._pages.clear()
+            page = {record.number: record for record in self._page(number >> PAGE_SHIFT)}
+            self._pages[number >> PAGE_SHIFT] = page
+        record = page.get(number)
+        if record is None or record.is_ghost:
+            raise CorruptError(f"{self._what} has a name for inode {number}, and no such inode")
+        return record
+
+    def children(self, directory: InodeRecord) -> Iterator[list[tuple[bytes, InodeRecord]]]:
+        """Names of a directory in byte order, with what they stand for, some at a time."""
+        hidden = LIMBO if directory.number == ROOT else b""
+        entries = (entry for entry in self._names(directory) if entry.inode and entry.name != hidden)
+        while batch := list(islice(entries, _BATCH)):
+            yield [(entry.name, self.inode(entry.inode)) for entry in batch]
+
+    def walk(self, name: bytes, top: InodeRecord) -> Generator[Twig, None, None]:
+        """Everything from `top` down, directories before what is in them; memory for the depth alone."""
+        yield Twig(0, name, top)
+        if not top.is_directory:
+            return
+        way = [chain.from_iterable(self.children(top))]
+        while way:
+            found = next(way[-1], None)
+            if found is None:
+                way.pop()
+                continue
+            yield Twig(len(way), *found)
+            if found[1].is_directory:
+                way.append(chain.from_iterable(self.children(found[1])))
+
+
+def records_of_snapshot(tree: SnapshotTree) -> Records:
+    """What a snapshot has."""
+
+    def page(number: int) -> Iterable[InodeRecord]:
+        digest = find_page(tree, tree.root.inodes, number)
+        return () if digest is None else tree.inode_page(number, digest)
+
+    return Records(f"snapshot {tree.root.name}", tree.names_of, page)
+
+
+def records_of_instant(instant: Instant) -> Records:
+    """What the catalog had at an instant."""
+    return Records("the catalog", lambda directory: instant.names(directory.number), instant.inodes)
 
 
 def find(tree: SnapshotTree, directory: InodeRecord, name: bytes) -> InodeRecord | None:
-    """What a name in a directory stands for."""
+    """What a name in a directory of a snapshot stands for."""
     if not name or (name == LIMBO and directory.number == ROOT):
         return None
     entry = tree.lookup(directory.number, name)
@@ -30,7 +105,7 @@ def find(tree: SnapshotTree, directory: InodeRecord, name: bytes) -> InodeRecord
 
 
 def follow(tree: SnapshotTree, path: bytes) -> InodeRecord:
-    """What a path from the root leads to; symbolic links are not followed.
+    """What a path from the root of a snapshot leads to; symbolic links are not followed.
 
     Raises: AbsentError, WantsDirectoryError; as above.
     """
@@ -47,42 +122,11 @@ def follow(tree: SnapshotTree, path: bytes) -> InodeRecord:
     return record
 
 
-def children(tree: SnapshotTree, directory: InodeRecord) -> Iterator[list[tuple[bytes, InodeRecord]]]:
-    """Names of a directory in byte order, with what they stand for, some at a time."""
-    hidden = LIMBO if directory.number == ROOT else b""
-    entries = (entry for entry in tree.names_of(directory) if entry.inode and entry.name != hidden)
-    # Files that were made together have neighbouring numbers, whatever their names.
-    pages: dict[int, dict[int, InodeRecord]] = {}
-    while batch := list(islice(entries, _BATCH)):
-        found: list[tuple[bytes, InodeRecord]] = []
-        for entry in batch:
-            number = entry.inode
-            page = pages.get(number >> PAGE_SHIFT)
-            if page is None:
-                if len(pages) >= _PAGES_MAX:
-                    pages.clear()
-                page = pages[number >> PAGE_SHIFT] = _page(tree, number >> PAGE_SHIFT)
-            record = page.get(number)
-            if record is None or record.is_ghost:
-                raise CorruptError(_lacking(tree, number))
-            found.append((entry.name, record))
-        yield found
-
-
-def _page(tree: SnapshotTree, page: int) -> dict[int, InodeRecord]:
-    digest = find_page(tree, tree.root.inodes, page)
-    return {} if digest is None else {record.number: record for record in tree.inode_page(page, digest)}
-
-
 def _inode(tree: SnapshotTree, number: int) -> InodeRecord:
     try:
         record = tree.inode(number)
     except StaleError:
-        raise CorruptError(_lacking(tree, number)) from None
-    if record.is_ghost:
-        raise CorruptError(_lacking(tree, number))
+        record = None
+    if record is None or record.is_ghost:
+        raise CorruptError(f"snapshot {tree.root.name} has a name for inode {number}, and no such inode")
     return record
-
-
-def _lacking(tree: SnapshotTree, number: int) -> str:
-    return f"snapshot {tree.root.name} has a name for inode {number}, and no such inode"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.control import accounts, basics, collecting, history, resizing, snapshotting, state, upkeep
+from mountstore.control import accounts, basics, collecting, history, resizing, snapshotting, state, trees, upkeep
 from mountstore.control.command import Registry
 
 __all__ = ["REGISTRY"]
@@ -14,6 +14,7 @@ REGISTRY = Registry(
         *collecting.COMMANDS,
         *history.COMMANDS,
         *snapshotting.COMMANDS,
+        *trees.COMMANDS,
         *upkeep.COMMANDS,
         *accounts.COMMANDS,
         *resizing.COMMANDS,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from mountstore.care.pins import Pins
+from mountstore.care.trees import Trees
 from mountstore.control.holds import Holds
 from mountstore.control.statistics import Statistics
 from mountstore.errors import BusyError
@@ -93,9 +94,12 @@ class Services:
     """What may be done by one command at a time and is being done, with the words for whoever comes second."""
     started_s: float = field(default_factory=time.time)
     pins: Pins = field(init=False)
+    trees: Trees = field(init=False)
+    """Its `run` is to run while the mount is served, or what is removed is deleted when it is next."""
 
     def __post_init__(self) -> None:
         self.pins = Pins(self.store)
+        self.trees = Trees(self.store)
 
 
 class Context:

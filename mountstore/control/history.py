@@ -12,6 +12,7 @@ import trio
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind, Rows
 from mountstore.control.context import Context
 from mountstore.control.places import Place, find_inode, find_place
+from mountstore.control.trees import restore_from_snapshot
 from mountstore.errors import AbsentError, FoundDirectoryError, MisuseError, NoAttributeError, WantsDirectoryError
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import ROOT, Inode
@@ -24,6 +25,9 @@ __all__ = ["COMMANDS"]
 
 _ROWS = 100
 """Rows made in one go."""
+
+_FAILURES_MAX = 1000
+"""Files of a restored directory that could not be brought back which an answer lists; all are counted."""
 
 
 async def _versions(context: Context, arguments: Arguments) -> Answer:
@@ -61,12 +65,37 @@ def _time(time_ns: int) -> str:
 
 
 async def _restore(context: Context, arguments: Arguments) -> Answer:
+    if "snapshot" in arguments:
+        return await restore_from_snapshot(context, arguments)
+    if arguments.flag("replace"):
+        raise MisuseError("--replace is about directories of a --snapshot; a file is replaced anyway")
     path, to = arguments.path("path"), arguments.path_or_none("to")
-    inode = await context.store.recall.restore(path, to=to)
+    reference = parse_reference(path)
+    try:
+        inode = await context.store.recall.restore(path, to=to)
+    except FoundDirectoryError:
+        if not isinstance(reference.selector, Instant):
+            raise FoundDirectoryError(f"{path!r} is a directory: say of which time, as PATH@TIME") from None
+        return await _restore_tree(context, reference.name, reference.selector, to)
     restored = path if to is None else to
-    place = _place_with(context, inode, [restored, parse_reference(path).name])
+    place = _place_with(context, inode, [restored, reference.name])
     await _show(context, place)
     return {"path": _path_of(context, inode, restored, path), "bytes": inode.size}
+
+
+async def _restore_tree(context: Context, path: bytes, instant: Instant, to: bytes | None) -> Answer:
+    """A directory as it was, under a name that is free."""
+    restored = await context.store.tree_recall.restore(path, instant, to=to)
+    made = path if to is None else to
+    await _show(context, find_place(context.store, made))
+    return {
+        "path": made,
+        "files": restored.files,
+        "directories": restored.directories,
+        "links": restored.links,
+        "failed": len(restored.failed),
+        "rows": [{"path": lost, "message": str(exc)} for lost, exc in restored.failed[:_FAILURES_MAX]],
+    }
 
 
 async def _undelete(context: Context, arguments: Arguments) -> Answer:
@@ -194,12 +223,15 @@ COMMANDS = (
     Command("versions", "List the versions of a file, oldest first.", _versions, (_PATH,)),
     Command(
         "restore",
-        "Let a file be as it was in an old version, which stays, as does what the file is now.",
+        "Let a file be as it was in an old version, or a file or directory as in a snapshot.",
         _restore,
         (
-            Argument("PATH", "PATH@N or PATH@TIME", Kind.VERSION, required=True),
-            Argument("--to", "leave the file as it is, and make or replace this one", Kind.PATH, value="DEST"),
+            Argument("PATH", "PATH@N or PATH@TIME, of a directory PATH@TIME", Kind.VERSION, required=True),
+            Argument("--to", "leave it as it is, and make or replace this one", Kind.PATH, value="DEST"),
+            Argument("--snapshot", "take it from this snapshot", value="NAME"),
+            Argument("--replace", "of --snapshot: a directory that is there is removed", Kind.FLAG),
         ),
+        long=True,
     ),
     Command("undelete", "Bring a removed file back as it was last.", _undelete, (_PATH,)),
     Command(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mountstore.errors import AbsentError, MisuseError, WantsDirectoryError
 from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.limbo import LIMBO
 from mountstore.store import Store
 
 __all__ = ["Place", "find_inode", "find_place"]
@@ -42,6 +43,8 @@ def find_place(store: Store, path: bytes, *, gone: bool = False) -> Place:
 
 def _below(store: Store, parent: int, name: bytes, path: bytes, gone: bool) -> Place:
     inode: Inode | None
+    if name == LIMBO and parent == ROOT:
+        raise AbsentError(repr(path))
     if not gone:
         inode = store.namespace.find(parent, name)
         if inode is None:

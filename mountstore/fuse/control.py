@@ -40,6 +40,7 @@ class Control:
         cache = KernelCache()
         services.invalidate = cache.forget_entry
         services.forget_attributes = cache.forget_attributes
+        services.trees.kernel_knows = cache.knows
         self._cache = cache
 
     def connect(self, operations: Operations) -> None:

@@ -52,6 +52,16 @@ class KernelCache:
 
         await self._in_thread(forget, f"inode {inode}")
 
+    @staticmethod
+    def knows(inode: int) -> bool:
+        """Whether the kernel has an inode in memory, and so will say when it forgets it. Some microseconds."""
+        try:
+            # Attributes alone: nothing is written back for that, so this does not wait for a request.
+            pyfuse3.invalidate_inode(InodeT(inode), attr_only=True)
+        except OSError as exc:
+            return exc.errno != errno.ENOENT
+        return True
+
     async def _in_thread(self, forget: Callable[[], None], what: str) -> None:
         with trio.move_on_after(_PATIENCE_S) as waited:
             await trio.to_thread.run_sync(forget, limiter=self._threads, abandon_on_cancel=True)

@@ -148,6 +148,8 @@ async def _serve(
             async with trio.open_nursery() as nursery:
                 await nursery.start(_end_on_signal, connection, operations, control)
                 await nursery.start(control.jobs.run)
+                if not options.read_only:
+                    nursery.start_soon(services.trees.run)
                 if options.snapshot_s and not options.read_only:
                     nursery.start_soon(Snapshots(store).keep, options.snapshot_s)
                 nursery.start_soon(_announce, on_ready)

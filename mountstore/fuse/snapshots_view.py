@@ -27,7 +27,7 @@ from mountstore.blobs.digest import Digest
 from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.refs import REFS_NAME, Ref, read_ref, read_refs
 from mountstore.blobs.tree import BalancedTree
-from mountstore.care.snapshot_browser import children, find
+from mountstore.care.snapshot_browser import find, records_of_snapshot
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError, MountstoreError, StaleError
 from mountstore.fuse.virtual import Appearance, Directory, File, Link, NextBatch, Node, Reader
@@ -304,7 +304,7 @@ class _SnapshotDirectory(_Shown, Directory):
         return iter(found)
 
     async def batches(self) -> NextBatch:
-        parts = await self.moment.read(children, self.record)
+        parts = await self.moment.read(lambda tree: records_of_snapshot(tree).children(self.record))
 
         async def next_batch() -> Sequence[tuple[bytes, Node]]:
             part = await self.moment.read(lambda tree: next(parts, ()))

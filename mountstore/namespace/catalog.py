@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
@@ -553,6 +553,21 @@ class Catalog:
             raise ExistsError(os.fsdecode(name)) from None
         self._keep_entry((parent, name), inode)
         self.stale.entry((parent, name))
+
+    def add_entries(self, rows: Iterable[tuple[int, bytes, int, int]]) -> None:
+        """Rows of (parent, name, inode, cookie), of names that are free."""
+        rows = list(rows)
+        self._say_all("INSERT INTO entry VALUES (?, ?, ?, ?)", rows)
+        for parent, name, _, _ in rows:
+            self.stale.entry((parent, name))
+
+    def add_links(self, links: Mapping[int, int]) -> None:
+        """Raise the link counts of inodes that are not in memory by so much."""
+        self._say_all(
+            "UPDATE inode SET nlink = nlink + ? WHERE id = ?", [(count, inode) for inode, count in links.items()]
+        )
+        for inode in links:
+            self.stale.inode(inode)
 
     def point_entry(self, parent: int, name: bytes, inode: int) -> None:
         """Let an existing name stand for another inode; its place in the listing stays."""
