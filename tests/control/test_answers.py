@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from mountstore.control.command import Registry
 from mountstore.control.context import Services
 from mountstore.control.conversation import CommandFailedError, Conversation
 from mountstore.control.jobs import Jobs
+from mountstore.store import Store, create_store
 
 
 def test_progress_that_nobody_read_gives_way() -> None:
@@ -39,12 +43,22 @@ def test_answers_that_nobody_reads_are_bounded() -> None:
     assert size == QUEUE_MAX_BYTES
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """One that is not at work."""
+    path = str(tmp_path_factory.mktemp("any bytes") / "store")
+    create_store(path)
+    opened = Store.open(path, read_only=True)
+    yield opened
+    opened.catalog.close()
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.binary(max_size=60), max_size=6))
-def test_any_bytes_are_answered_or_refused(parts: list[bytes]) -> None:
+@given(parts=st.lists(st.binary(max_size=60), max_size=6))
+def test_any_bytes_are_answered_or_refused(store: Store, parts: list[bytes]) -> None:
     async def body() -> None:
         registry = Registry(COMMANDS)
-        services = Services(None)  # type: ignore[arg-type]  # nothing here asks for the store
+        services = Services(store)
         jobs = Jobs(services, registry)
         async with trio.open_nursery() as nursery:
             await nursery.start(jobs.run)
