@@ -65,10 +65,9 @@ async def test_restore(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]
     assert work.find(b"f").id != old
     assert forgotten == [(ROOT, b"f")]
     assert len((await ask(desk, "versions f"))["rows"]) == 4
-    # What came when the first was superseded.
-    when = (await ask(desk, "versions f"))["rows"][0]["superseded"]
-    await ask(desk, f"restore f@{when}")
+    await ask(desk, "restore f@2")
     assert await content_of(work, b"f") == b"two"
+    assert await refused(desk, "restore f@1970-02-01") == "AbsentError"
     assert await refused(desk, "restore /f@99") == "AbsentError"
     assert await refused(desk, "restore /") == "FoundDirectoryError"
 
@@ -94,6 +93,21 @@ async def test_restore_to_another_path(desk: Desk, work: Work, forgotten: list[t
         ("/" + "x" * 256, "NameTooLongError"),
     ):
         assert await refused(desk, f"restore /f@1 --to {path}") == error, path
+
+
+async def test_restore_of_a_directory(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]]) -> None:
+    below = work.directory(b"d")
+    await work.save(b"f", b"one", below.id)
+    await work.save(b"g", b"two", below.id)
+    found = await ask(desk, "restore d@2100-01-01T00:00:00Z --to then")
+    assert (found["path"], found["files"], found["failed"]) == ("then", 2, 0)
+    assert await content_of(work, b"f", work.find(b"then").id) == b"one"
+    assert forgotten == [(ROOT, b"then")]
+    assert await refused(desk, "restore d@2100-01-01 --to then") == "ExistsError"
+    assert await refused(desk, "restore d@2100-01-01") == "ExistsError"
+    assert await refused(desk, "restore d@1970-02-01 --to new") == "AbsentError"
+    assert await refused(desk, "restore d") == "FoundDirectoryError"
+    assert await refused(desk, "restore d@1") == "FoundDirectoryError"
 
 
 async def test_a_name_with_an_at_sign(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]]) -> None:
