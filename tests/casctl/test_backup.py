@@ -136,27 +136,27 @@ def test_a_busy_mount_comes_back_as_it_was(make_mount: MountMaker, tmp_path: Pat
         assert (path / "d" / ".versions" / "f1-0" / "1").read_bytes() == old
 
 
-def test_the_next_one_copies_only_what_is_new(mount: LiveMount, tmp_path: Path) -> None:
-    fill(mount.path / "d", 1, 10)
+def test_the_next_one_copies_only_what_is_new(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 10)
     backup = tmp_path / "backup"
-    done("backup", backup, cwd=mount.path)
+    done("backup", backup, cwd=shared_mount.path)
     before = {path: path.stat().st_ino for path in (backup / "blobs").rglob("*_*")}
-    assert result("backup", backup, cwd=mount.path)["copied"]["bytes"] < 10_000
+    assert result("backup", backup, cwd=shared_mount.path)["copied"]["bytes"] < 10_000
     after = {path: path.stat().st_ino for path in (backup / "blobs").rglob("*_*")}
     assert before.items() <= after.items()
     check(backup)
 
 
-def test_damage_in_the_copy_is_found_and_mended(mount: LiveMount, tmp_path: Path) -> None:
-    fill(mount.path / "d", 1, 10)
+def test_damage_in_the_copy_is_found_and_mended(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 10)
     backup = tmp_path / "backup"
-    done("backup", backup, cwd=mount.path)
+    done("backup", backup, cwd=shared_mount.path)
     cut, flipped, gone = sorted((backup / "blobs").rglob("*_c350"))[:3]
     for path in (cut, flipped):
         path.chmod(0o644)
     cut.write_bytes(b"")
     gone.unlink()
-    ended = casctl("backup", backup, cwd=mount.path)
+    ended = casctl("backup", backup, cwd=shared_mount.path)
     assert ended.returncode == 0 and "1 blobs at" in ended.stderr
     check(backup)
     flipped.chmod(0o644)
@@ -164,10 +164,10 @@ def test_damage_in_the_copy_is_found_and_mended(mount: LiveMount, tmp_path: Path
     data[1000] ^= 1
     flipped.write_bytes(data)
     assert not verify_blobs(str(backup)).ok
-    assert result("backup", backup, cwd=mount.path)["checked"] == "names and sizes"
+    assert result("backup", backup, cwd=shared_mount.path)["checked"] == "names and sizes"
     ended = casctl("verify", backup)
     assert ended.returncode == 1 and flipped.name in ended.stdout
-    ended = casctl("backup", "--full", backup, cwd=mount.path)
+    ended = casctl("backup", "--full", backup, cwd=shared_mount.path)
     assert ended.returncode == 0 and "1 blobs at" in ended.stderr
     check(backup)
     assert done("verify", backup).endswith("snapshots complete\n")
@@ -185,10 +185,10 @@ def test_what_the_store_lacks_is_told(mount: LiveMount, tmp_path: Path) -> None:
     mount.start()
 
 
-def test_the_check_that_needs_only_coreutils(mount: LiveMount, tmp_path: Path) -> None:
-    fill(mount.path / "d", 1, 5)
+def test_the_check_that_needs_only_coreutils(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
     backup = tmp_path / "backup"
-    done("backup", backup, cwd=mount.path)
+    done("backup", backup, cwd=shared_mount.path)
     blobs = backup / "blobs"
     script = documented_check()
     assert run("sh", "-c", script, cwd=blobs) == ""
@@ -274,8 +274,8 @@ def test_a_mirror_lets_go_of_what_the_store_let_go_of(mount: LiveMount, tmp_path
     check(backup)
 
 
-def test_over_a_remote_shell(mount: LiveMount, tmp_path: Path) -> None:
-    fill(mount.path / "d", 1, 5)
+def test_over_a_remote_shell(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
     # As ssh does it: the words become one line for the shell on the other side, in the user's home there.
     home = tmp_path / "home"
     home.mkdir()
@@ -287,11 +287,11 @@ def test_over_a_remote_shell(mount: LiveMount, tmp_path: Path) -> None:
     backup = home / "a b; 'c"
     rsh = f"--rsh={shlex.quote(str(shell))} -x"
     for path in (str(backup), backup.name):
-        done("backup", f"user@host:{path}", rsh, "--full", cwd=mount.path)
+        done("backup", f"user@host:{path}", rsh, "--full", cwd=shared_mount.path)
         check(backup)
-    ended = casctl("backup", f"user@host:{home}/no/such", rsh, cwd=mount.path)
+    ended = casctl("backup", f"user@host:{home}/no/such", rsh, cwd=shared_mount.path)
     assert ended.returncode == 1 and "user@host:" in ended.stderr
-    ended = casctl("backup", "user@host:x", "--rsh=false", cwd=mount.path)
+    ended = casctl("backup", "user@host:x", "--rsh=false", cwd=shared_mount.path)
     assert ended.returncode == 1
 
 
@@ -307,33 +307,33 @@ def test_a_store_by_its_directory(mount: LiveMount, tmp_path: Path) -> None:
     mount.start()
 
 
-def test_where_no_backup_goes(mount: LiveMount, make_mount: MountMaker, tmp_path: Path) -> None:
+def test_where_no_backup_goes(shared_mount: LiveMount, make_mount: MountMaker, tmp_path: Path) -> None:
     other = make_mount()
     refused: list[tuple[str | Path, str]] = [
-        (mount.store / "x", "lie in each other"),
-        (mount.store, "lie in each other"),
-        (mount.path / "x", "lies in the mount"),
+        (shared_mount.store / "x", "lie in each other"),
+        (shared_mount.store, "lie in each other"),
+        (shared_mount.path / "x", "lies in the mount"),
         (tmp_path / "no" / "such", "No such file"),
         (other.store, "is a store itself"),
         ("host::module", "rsync daemon"),
     ]
     for destination, said in refused:
-        ended = casctl("backup", destination, cwd=mount.path)
+        ended = casctl("backup", destination, cwd=shared_mount.path)
         assert ended.returncode in (1, 2) and said in ended.stderr, ended.stderr
-        assert result("status", cwd=mount.path)["collection_held"] == []
+        assert result("status", cwd=shared_mount.path)["collection_held"] == []
     ended = casctl("verify", tmp_path)
     assert ended.returncode == 1 and "is not a directory of blobs" in ended.stderr
 
 
-def test_others_may_not(mount: LiveMount, tmp_path: Path) -> None:
+def test_others_may_not(shared_mount: LiveMount, tmp_path: Path) -> None:
     let_everybody_reach(tmp_path)
-    ended = casctl_as(65534, "--mount", mount.path, "backup", tmp_path / "backup")
+    ended = casctl_as(65534, "--mount", shared_mount.path, "backup", tmp_path / "backup")
     assert ended.returncode == 5, ended.stderr
 
 
-def test_progress_and_result_for_programs(mount: LiveMount, tmp_path: Path) -> None:
-    fill(mount.path / "d", 1, 5)
-    *progress, last = answers("backup", tmp_path / "backup", "--full", cwd=mount.path)
+def test_progress_and_result_for_programs(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
+    *progress, last = answers("backup", tmp_path / "backup", "--full", cwd=shared_mount.path)
     assert {answer["stage"] for answer in progress} >= {"copying", "reading the copy"}
     assert last["type"] == "result" and last["snapshots"] >= 1 and last["copied"]["bytes"] > 250_000
     (found,) = [answer for answer in answers("verify", tmp_path / "backup") if answer["type"] == "result"]
@@ -343,17 +343,17 @@ def test_progress_and_result_for_programs(mount: LiveMount, tmp_path: Path) -> N
 # --- the script for timers ---
 
 
-def test_the_script_runs_one_at_a_time(mount: LiveMount, tmp_path: Path) -> None:
-    fill(mount.path / "d", 1, 5)
+def test_the_script_runs_one_at_a_time(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
     backup = tmp_path / "backup"
     script = ROOT / "scripts" / "backup"
     locks = tmp_path / "locks"
     locks.mkdir()
-    run(script, mount.path, backup, "-q", BACKUP_LOCK_DIR=str(locks))
+    run(script, shared_mount.path, backup, "-q", BACKUP_LOCK_DIR=str(locks))
     check(backup)
     (lock,) = locks.iterdir()
     held = subprocess.run(
-        ["flock", lock, script, mount.path, backup],
+        ["flock", lock, script, shared_mount.path, backup],
         env=environment(BACKUP_LOCK_DIR=str(locks)),
         capture_output=True,
         text=True,
