@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -269,11 +270,14 @@ class StoreLock:
             os.close(self._fd)
             who = f"pid {holder[0]} on {holder[1]}" if len(holder) >= 2 else "another process"
             raise BusyError(f"{path}: the store is in use by {who}") from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()} {socket.gethostname()} {boot_id()}\n".encode(), 0)
+        # Only for the message that somebody else gets: a full disk is no reason not to mount.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()} {socket.gethostname()} {boot_id()}\n".encode(), 0)
 
     def release(self) -> None:
-        os.ftruncate(self._fd, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
 

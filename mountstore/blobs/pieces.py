@@ -15,7 +15,7 @@ from mountstore.blobs.chunking import Chunker, ChunkingParameters
 from mountstore.blobs.content import Content, ContentKind, Sealed, SealedBlob
 from mountstore.blobs.digest import Digest, digest_and_checksum
 from mountstore.blobs.extents import Extent
-from mountstore.blobs.manifest import Manifest, ManifestBuilder
+from mountstore.blobs.manifest import Entry, Manifest, ManifestBuilder, decode_manifest
 from mountstore.blobs.tree import BalancedTree
 
 __all__ = ["PieceWriter", "store_blob"]
@@ -84,6 +84,14 @@ class PieceWriter:
     def stored(self) -> list[Digest]:
         """Blobs placed so far; while nothing is under way in threads."""
         return [*self._blobs, *(blob.digest for blob in self._under_way if isinstance(blob, SealedBlob))]
+
+    def entries(self) -> list[Entry]:
+        """Pieces and holes so far; without threads."""
+        self._drain(0)
+        if not self._builder.size_bytes:
+            return []
+        manifest = decode_manifest(self._builder.encode(0))
+        return [manifest.entry(i) for i in range(len(manifest))]
 
     def finish(self) -> Sealed:
         """Store the manifest. Raises: as `store_blob`."""

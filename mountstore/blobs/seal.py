@@ -235,6 +235,26 @@ class StreamingSeal:
         self._store()
         return self._writer.finish()
 
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """After a `finish` that failed: everything that was fed, with offsets, but for holes.
+
+        Raises: CorruptError, BlobMissingError, OSError: A piece that was placed cannot be read.
+        """
+        if self._head is not None:
+            yield 0, bytes(self._head)
+            return
+        offset = 0
+        for entry in self._writer.entries():
+            if entry.digest is not None:
+                yield offset, read_blob(self._tree, entry.digest, entry.checksum)
+            offset += entry.length
+        for extent in self._extents:
+            if isinstance(extent, int):
+                offset += extent
+            else:
+                yield offset, bytes(extent)
+                offset += len(extent)
+
     def stored(self) -> list[Digest]:
         """Blobs placed so far, which the content will need; while nobody feeds it."""
         return self._writer.stored()

@@ -442,6 +442,18 @@ class StreamedDraft:
         """Blobs placed so far; whoever asks holds `turn`."""
         return self._stream.stored()
 
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks."""
+        self._finishing = True
+        try:
+            # Everything it has taken is in pieces then, placed or not.
+            self._stream.feed(self.take_pending())
+            self._stream.finish()
+        except OSError:
+            pass
+        yield from self._stream.contents()
+        yield from self.parked.items()
+
     def finish(self, data: bytearray) -> Sealed:
         """The content of the stream and these last bytes; blocks.
 

@@ -215,6 +215,32 @@ class Drafts:
             raise
         return staged
 
+    def stage_stream(self, inode: Inode, streamed: StreamedDraft) -> StagedDraft:
+        """Write a whole stream that cannot be finished to a staging file, for `unstream`; blocks, any thread.
+
+        Raises: OSError, CorruptError, BlobMissingError; then nothing is left of it.
+        """
+        staged = StagedDraft(self._new_path(inode), streamed.base, None)
+        staged.base_limit = staged.size_bytes = 0
+        try:
+            for offset, data in streamed.contents():
+                staged.put(offset, data)
+                staged.mark(offset, len(data))
+            # Holes at the end.
+            staged.truncate(max(staged.size_bytes, streamed.end))
+        except BaseException:
+            staged.close()
+            staged.discard()
+            raise
+        return staged
+
+    def unstream(self, inode: Inode, streamed: StreamedDraft, staged: StagedDraft) -> None:
+        """What was a stream is a draft in a staging file from now on."""
+        staged.claimed = streamed.claimed
+        self._memory_bytes -= streamed.parked_bytes
+        inode.draft = staged
+        inode.view = None
+
     def lay_over(self, inode: Inode, staged: StagedDraft, claimed: int) -> None:
         """What was parked ahead of a stream, which is sealed now, becomes a draft over it."""
         staged.claimed = claimed

@@ -170,6 +170,9 @@ class Sealer:
 
     async def seal_closed(self) -> None:
         """Try again what could not be sealed when it was closed."""
+        if self._kept:
+            drafted = {inode.id for inode in self._drafts.inodes}
+            self._kept = {number: said for number, said in self._kept.items() if number in drafted}
         for inode in list(self._drafts.inodes):
             if inode.writers == 0 and inode.nlink > 0 and inode.busy is None:
                 await self.seal_or_keep(inode)
@@ -197,6 +200,10 @@ class Sealer:
             draft = inode.draft
             if type(draft) is MemoryDraft:
                 draft = self._drafts.spill(inode, draft)
+            elif type(draft) is StreamedDraft:
+                staged = await self._contents.in_thread(self._drafts.stage_stream, inode, draft)
+                self._drafts.unstream(inode, draft, staged)
+                draft = staged
             if type(draft) is StagedDraft:
                 await self._contents.in_thread(draft.flush)
                 self._drafts.record(inode, draft)

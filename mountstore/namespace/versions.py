@@ -107,6 +107,9 @@ class Versions:
         change = inode.change
         if change is None or change.recorded or not self.enabled or content == change.origin:
             return
+        if inode.nlink == 0:
+            # Removed while it was being sealed: no name has its history any more.
+            return
         origin = change.origin
         if origin == EMPTY:
             change.recorded = True
@@ -143,7 +146,8 @@ class Versions:
         if inode.nlink > 1 and not own and not replaced:
             return
         in_place = histories.of_inode(inode.id) if inode.nlink == 1 or replaced else 0
-        kept = self._kept.get(inode.id)
+        # Of a file without a name nothing is asked any more.
+        kept = self._kept.pop(inode.id, None) if inode.nlink == 1 else self._kept.get(inode.id)
         if not replaced and kept == (inode.content, histories.count(in_place)) and histories.is_fork(own):
             if own:
                 histories.give_name(parent, name, 0)

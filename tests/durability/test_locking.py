@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from mount.live import LiveMount
 from durability.disks import small_disk
 from durability.recorder import run
 from mountstore.errors import BusyError
-from mountstore.store import Store, create_store
+from mountstore.store import Store, StoreLock, create_store
 
 PATIENCE_S = 10
 
@@ -134,3 +135,20 @@ def test_a_store_on_a_read_only_disk_can_be_mounted_read_only(
             assert (reader.path / "f").read_bytes() == b"content"
         finally:
             reader.finish()
+
+
+def test_a_lock_that_cannot_say_who_holds_it_is_held_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk nothing can be written to the file, which is for the message only."""
+    create_store(str(tmp_path / "store"))
+
+    def full(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = StoreLock(str(tmp_path / "store"))
+    with pytest.raises(BusyError, match="another process"):
+        StoreLock(str(tmp_path / "store"))
+    lock.release()
+    StoreLock(str(tmp_path / "store")).release()

@@ -377,3 +377,33 @@ async def test_parked_bytes_join_the_stream(store: Store) -> None:
     assert await content(store, handle.inode) == data
 
 
+
+
+@pytest.mark.parametrize("kind", ["bytes", "holes"])
+async def test_a_stream_that_cannot_be_finished_at_unmount_is_a_draft_again_at_the_next_mount(
+    store_path: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    data = os.urandom(MEMORY_MAX + 3 * PART)
+    if kind == "holes":
+        data = data[:PART] + bytes(2 * PART) + data[PART:] + bytes(PART)
+    disk = FullDisk(monkeypatch)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Store.open(store_path).running() as store:
+            handle = opened(store)
+            await append(store, handle, data)
+            assert isinstance(handle.inode.draft, StreamedDraft)
+            # A little that came too early, as the kernel's write-back does it.
+            await store.files.write(handle, len(data) + 5000, b"early")
+            disk.full = True
+    assert len(caught.value.exceptions) == 1
+    disk.full = False
+    async with Store.open(store_path).running() as store:
+        inode = store.namespace.find(ROOT, b"f")
+        assert inode is not None
+        assert isinstance(inode.draft, StagedDraft)
+        assert await content(store, inode) == data + bytes(5000) + b"early"
+    async with Store.open(store_path).running() as store:
+        inode = store.namespace.find(ROOT, b"f")
+        assert inode is not None
+        assert inode.content.kind is ContentKind.MANIFEST and inode.draft is None
+        assert await content(store, inode) == data + bytes(5000) + b"early"

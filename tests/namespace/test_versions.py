@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import stat
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
+from mountstore.blobs.seal import seal_small
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
 from mountstore.store import Store, create_store
@@ -423,3 +426,39 @@ async def test_a_truncation_promises_nothing_that_was_not_flushed(tmp_path: Path
         assert row.size == 900
         assert msgspec.msgpack.decode(row.dirty) == [[0, 100]]
         await files.release(handle)
+
+
+async def test_a_seal_that_ends_after_the_file_was_removed_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with program(tmp_path) as p:
+        inode = await p.save(b"f", b"first")
+        handle = p.store.files.open(inode, writable=True, privileged=True)
+        await p.store.files.write(handle, 0, bytes(range(256)) * 4000)
+        sealing = threading.Event()
+        removed = threading.Event()
+        def slow(*arguments: Any) -> Any:
+            sealing.set()
+            assert removed.wait(60)
+            return seal_small(*arguments)
+
+        monkeypatch.setattr("mountstore.namespace.sealing.seal_small", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(p.store.files.fsync, inode)
+            await trio.to_thread.run_sync(sealing.wait)
+            p.unlink(b"f")
+            removed.set()
+        await p.store.files.release(handle)
+        assert p.store.catalog.ask("SELECT * FROM inode_history").fetchall() == []
+        assert await p.history(b"f") == [b"first"]
+
+
+async def test_what_is_known_of_removed_files_is_forgotten(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        for number in range(5):
+            name = b"f%d" % number
+            await p.save(name, b"one")
+            await p.save(name, b"two")
+            p.rename(name, b"moved")
+            p.unlink(b"moved")
+        assert p.store.versions._kept == {}
