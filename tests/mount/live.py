@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mount.consistency import check_store
 from mountstore.fuse.mounts import mount_at, unmount
+from mountstore.namespace.pages import MAGICS
 from mountstore.store import create_store
 
 SCALE = int(os.environ.get("MOUNTSTORE_TEST_SCALE", "1"))
@@ -161,8 +162,13 @@ class LiveMount:
         return int(found[1]) * 1024
 
     def blobs(self) -> set[str]:
-        """Names of all blobs in the tree."""
-        return {name for _, _, names in os.walk(self.store / "blobs") for name in names if len(name) > 64}
+        """Names of all blobs in the tree but those that snapshots consist of."""
+        return {
+            name
+            for directory, _, names in os.walk(self.store / "blobs")
+            for name in names
+            if len(name) > 64 and not _is_of_snapshot(Path(directory, name))
+        }
 
     def announce(self, pattern: str) -> None:
         """Say that a line at WARNING or above that matches `pattern` is right, and has to come."""
@@ -186,6 +192,11 @@ class LiveMount:
         self._announced.clear()
         assert not unannounced, "not announced in the log:\n" + "\n".join(unannounced)
         assert not missing, f"announced, but not in the log: {missing}"
+
+
+def _is_of_snapshot(path: Path) -> bool:
+    with path.open("rb") as blob:
+        return blob.read(8) in MAGICS
 
 
 def run(*command: str | Path, cwd: str | Path | None = None, **environment: str) -> str:
