@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Final
 
 from mountstore.blobs.digest import Digest
@@ -19,7 +20,10 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.care.rehash import read_hashes
 
 _THREADS: Final = 2
-_UNDER_WAY: Final = 64
+_BATCH: Final = 32
+"""Blobs handed to a thread at a time."""
+
+_UNDER_WAY: Final = 3 * _THREADS
 _REPORT_EVERY: Final = 1024
 _KEY_BYTES: Final = 8
 
@@ -76,18 +80,22 @@ def _sized(tree: BalancedTree) -> _Found:
 
 
 def _rehashed(tree: BalancedTree) -> _Found:
-    under_way: deque[tuple[Digest, str, Future[str | None]]] = deque()
+    under_way: deque[Future[list[tuple[Digest, str, str | None]]]] = deque()
     with ThreadPoolExecutor(_THREADS, "rehash") as pool:
         try:
-            for digest, path in tree.walk():
-                under_way.append((digest, path, pool.submit(_flaw_of, path, digest)))
+            walk = tree.walk()
+            while batch := list(islice(walk, _BATCH)):
+                under_way.append(pool.submit(_look_at, batch))
                 if len(under_way) > _UNDER_WAY:
-                    first, where, future = under_way.popleft()
-                    yield first, where, future.result()
-            for first, where, future in under_way:
-                yield first, where, future.result()
+                    yield from under_way.popleft().result()
+            for future in under_way:
+                yield from future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _look_at(batch: list[tuple[Digest, str]]) -> list[tuple[Digest, str, str | None]]:
+    return [(digest, path, _flaw_of(path, digest)) for digest, path in batch]
 
 
 def _flaw_of(path: str, digest: Digest) -> str | None:

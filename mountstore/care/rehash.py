@@ -66,9 +66,11 @@ def read_hashes(path: str) -> Hashes:
     """Read a file, in little memory; blocks, any thread. Raises: OSError."""
     fd = os.open(path, _NOFOLLOW)
     try:
-        mtime_ns = os.fstat(fd).st_mtime_ns
+        status = os.fstat(fd)
+        mtime_ns = status.st_mtime_ns
         hasher = Hasher()
-        buffer = bytearray(_PART_BYTES)
+        # Clearing a buffer of a MiB takes longer than reading and hashing a small file.
+        buffer = bytearray(min(status.st_size + 1, _PART_BYTES))
         view = memoryview(buffer)
         while length := os.readv(fd, [buffer]):
             hasher.update(view[:length])
