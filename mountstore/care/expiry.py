@@ -109,8 +109,9 @@ class Policies:
         return policy
 
     def _above(self, directory: int) -> int | None:
-        above = self._inventory.parent_of(directory)
-        return self.removed.get(directory) if above is None else above
+        # Where it was, also while it is still being deleted (`mountstore.namespace.limbo`).
+        above = self.removed.get(directory)
+        return self._inventory.parent_of(directory) if above is None else above
 
     def _changed(self, policy: Policy, directory: int) -> Policy:
         if self._only is not None:
@@ -190,6 +191,9 @@ class Expiry:
     def _judge_directories(self) -> None:
         """Rule 2, from the innermost outwards."""
         waiting, kept = self._removed, set()
+        # One that is there still is being deleted, and what is in it will leave versions.
+        being_deleted = [removed.directory for removed in waiting if self._inventory.parent_of(removed.directory)]
+        self._inhabited.update(being_deleted)
         while inhabited := [removed for removed in waiting if removed.directory in self._inhabited]:
             waiting = [removed for removed in waiting if removed.directory not in self._inhabited]
             for removed in inhabited:
