@@ -321,6 +321,8 @@ def test_where_no_backup_goes(shared_mount: LiveMount, make_mount: MountMaker, t
         ended = casctl("backup", destination, cwd=shared_mount.path)
         assert ended.returncode in (1, 2) and said in ended.stderr, ended.stderr
         assert result("status", cwd=shared_mount.path)["collection_held"] == []
+    ended = casctl("--json", "backup", other.store, cwd=shared_mount.path)
+    assert ended.returncode == 1 and "is a store itself" in json.loads(ended.stdout)["message"]
     ended = casctl("verify", tmp_path)
     assert ended.returncode == 1 and "is not a directory of blobs" in ended.stderr
 

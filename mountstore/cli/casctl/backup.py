@@ -1,9 +1,9 @@
 """casctl backup: a copy of a store's blobs that the whole store can be had back from, made while it is in use.
 
 Order, and why the copy is complete
-  1. Garbage collection is held, so no blob goes away meanwhile. The hold is renewed while the copy goes on and
-     ends by itself if this program is killed.
-  2. A snapshot is taken: what it needs is on disk. The refs that are there now are the ones to be copied.
+  1. A snapshot is taken: what it needs is on disk, and no collection takes it.
+  2. Garbage collection is held, so no blob goes away meanwhile. The hold is renewed while the copy goes on and
+     ends by itself if this program is killed. The refs that are there now are the ones to be copied.
   3. The blobs are copied; those the destination has are left alone, since blobs never change.
   4. What was there at 2 is compared by name and size, or by its bytes; what is not right is copied again.
   5. All that is flushed there; then the refs are copied, and flushed. So a ref at the destination never lacks a
@@ -22,135 +22,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Protocol
 
 from mountstore.blobs.refs import REFS_NAME
 from mountstore.cli.casctl.arguments import OwnCommand, Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
-from mountstore.cli.casctl.client import Control
+from mountstore.cli.casctl.backup_source import Source, open_source, refs_of
 from mountstore.cli.casctl.destination import Destination
-from mountstore.cli.casctl.exits import PROGRAM, AnsweredError, Exit, Failure
+from mountstore.cli.casctl.exits import PROGRAM, Exit, Failure
 from mountstore.cli.casctl.places import Resolver, find_place, mount_of
 from mountstore.cli.casctl.progress import ProgressBar
 from mountstore.cli.casctl.rendering import number, size, value
 from mountstore.cli.casctl.rsync import Copied, Rsync
 from mountstore.cli.exits import printable, say
 from mountstore.control.command import Argument, Kind
-from mountstore.fuse.mounts import Mount
-
-_HOLD_S = 600
-"""A hold that nobody renews ends after so long."""
-
-_RENEW_S = 60.0
-
-_WAIT_S = 3600.0
-_RETRY_S = 1.0
 
 _NAMES_SHOWN = 10
-
-
-def refs_of(store: str) -> list[str]:
-    """Names of the snapshots that are there now; one that is taken later may need what is not copied."""
-    try:
-        names = os.listdir(os.path.join(store, "blobs", REFS_NAME))
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in names if not name.startswith("."))
-
-
-class Source(Protocol):
-    """A store whose blobs stay where they are for now."""
-
-    store: str
-
-    def snapshot(self) -> None:
-        """Have the latest state in a snapshot."""
-
-    def keep(self) -> None:
-        """To be called at least every minute. Raises: Failure if blobs may go away from now on."""
-
-
-class _MountedSource:
-    """A mounted store: garbage collection is held through its control file."""
-
-    def __init__(self, control: Control, on_wait: Callable[[], None]) -> None:
-        self.store = control.mount.source
-        self._control = control
-        self._number: int | None = None
-        self._renewed_s = time.monotonic()
-        self._hold_when_possible(on_wait)
-
-    def snapshot(self) -> None:
-        # What was closed by now is to be in it.
-        self._control.run(["sync"], job=True)
-        self._control.run(["snapshot", "--auto"], job=True)
-        if not refs_of(self.store):
-            # Nothing changed since one was taken that somebody deleted.
-            self._control.run(["snapshot"], job=True)
-
-    def keep(self) -> None:
-        if time.monotonic() - self._renewed_s > _RENEW_S:
-            self._hold()
-
-    def _hold_when_possible(self, on_wait: Callable[[], None]) -> None:
-        """A collection that runs is waited for: a timer may have begun both at the same minute."""
-        give_up_s = time.monotonic() + _WAIT_S
-        while True:
-            try:
-                self._hold()
-            except AnsweredError as exc:
-                if exc.error != "EBUSY" or time.monotonic() > give_up_s:
-                    raise
-                on_wait()
-                # Nobody tells when it ends.
-                time.sleep(_RETRY_S)
-            else:
-                return
-
-    def _hold(self) -> None:
-        again = [] if self._number is None else [f"--again={self._number}"]
-        answer = self._control.run(["gc", "hold", f"--timeout={_HOLD_S}", *again])
-        self._number = int(answer["hold"])
-        self._renewed_s = time.monotonic()
-
-    def release(self) -> None:
-        self._control.run(["gc", "release", str(self._number)])
-
-
-class _UnmountedSource:
-    """A store that is not mounted, and stays so: its lock is held."""
-
-    def __init__(self, store: str) -> None:
-        self.store = store
-
-    def snapshot(self) -> None:
-        """The last one was taken when it was unmounted."""
-
-    def keep(self) -> None:
-        """Nobody else can work in it."""
-
-
-@contextmanager
-def _open_source(mount: Mount | None, store: str, on_wait: Callable[[], None]) -> Iterator[Source]:
-    if mount is None:
-        from mountstore.store import StoreLock, read_config
-
-        read_config(store)
-        lock = StoreLock(store)
-        try:
-            yield _UnmountedSource(os.path.realpath(store))
-        finally:
-            lock.release()
-        return
-    with Control(mount) as control:
-        source = _MountedSource(control, on_wait)
-        try:
-            yield source
-        finally:
-            try:
-                source.release()
-            except Exception as exc:
-                say(PROGRAM, f"garbage collection is held for up to {_HOLD_S // 60} more minutes: {exc}")
 
 
 class _Teller:
@@ -208,6 +94,8 @@ class Backup:
         source, destination = self._source, self._destination
         destination.prepare()
         source.snapshot()
+        wait = self._teller.stage("waiting for a collection to end")
+        source.hold(lambda: wait(0, None))
         since_s = time.time()
         refs = refs_of(source.store)
         if not refs:
@@ -355,8 +243,7 @@ def _run(settings: Settings, got: argparse.Namespace) -> int:
         _check_readable(store)
         bar = stack.enter_context(ProgressBar("backup", shown=not settings.quiet and not settings.json))
         teller = _Teller(settings, bar)
-        wait = teller.stage("waiting for a collection to end")
-        source = stack.enter_context(_open_source(mount, store, lambda: wait(0, None)))
+        source = stack.enter_context(open_source(mount, store))
         options = shlex.split(got.rsync or "")
         done = Backup(
             source, destination, full=got.full, mirror=got.mirror, options=options, teller=teller

@@ -27,8 +27,10 @@ from mountstore.cli.casctl.places import Resolver
 from mountstore.cli.casctl.progress import ProgressBar
 from mountstore.cli.casctl.results import render, verdict
 from mountstore.cli.casctl.verify import VERIFY
+from mountstore.cli.exits import message_of
 from mountstore.control.command import Argument, Command
 from mountstore.control.commands import REGISTRY
+from mountstore.errors import MountstoreError
 
 
 def all_commands() -> list[AnyCommand]:
@@ -62,8 +64,17 @@ def _run(argv: Sequence[str]) -> int:
     got = make_parser(command).parse_args(sorted_words(rest, command))
     note_settings(got, settings)
     if isinstance(command, OwnCommand):
-        return command.run(settings, got)
+        return _run_own(command, settings, got)
     return _ask(command, settings, got)
+
+
+def _run_own(command: OwnCommand, settings: Settings, got: argparse.Namespace) -> int:
+    try:
+        return command.run(settings, got)
+    except (MountstoreError, OSError) as exc:
+        if settings.json:
+            print(json.dumps({"type": "error", "error": None, "message": message_of(exc)}))
+        raise
 
 
 def _ask(command: Command, settings: Settings, got: argparse.Namespace) -> int:
