@@ -269,7 +269,12 @@ class _Rebuild:
     def _settings(self, root: Root) -> str | None:
         """What `store.toml` has to say, if there is none; one that cannot be read is the owner's to mend."""
         if os.path.lexists(os.path.join(self.path, CONFIG_NAME)):
-            read_config(self.path)
+            try:
+                read_config(self.path)
+            except StoreError as exc:
+                raise StoreError(
+                    f"{exc}; mend it, or move it away: then it is made again from the snapshot"
+                ) from exc
             return None
         config: StoreConfig = parse_config(root.settings, f"the settings in snapshot {root.name}")
         if config.uuid != root.uuid:

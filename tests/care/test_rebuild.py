@@ -528,6 +528,16 @@ def test_it_may_be_interrupted_anywhere(source: Lost, tmp_path: Path) -> None:
     assert steps >= 6
 
 
+def test_a_configuration_that_cannot_be_read(lost: Lost) -> None:
+    (lost.path / "store.toml").write_text("format = 1\nuuid =")
+    with pytest.raises(StoreError, match="move it away"):
+        rebuild_store(str(lost.path))
+    assert not lost.catalog.exists()
+    (lost.path / "store.toml").rename(lost.path.parent / "store.toml")
+    assert rebuild_store(str(lost.path)).made_settings
+    lost.shows("second")
+
+
 def test_what_root_makes_belongs_to_the_owner(source: Lost, tmp_path: Path) -> None:
     owner = 12345 if os.geteuid() == 0 else os.geteuid()
     path = tmp_path / "store"
