@@ -325,6 +325,12 @@ def test_an_ordinary_user_mounts_and_unmounts(programs: Programs, open_tmp_path:
     subprocess.run([*as_nobody, "sh", "-c", f"echo hello > '{mountpoint}/x'"], check=True)
     seen = subprocess.run([*as_nobody, "stat", "-c", "%U %s", f"{mountpoint}/x"], check=True, capture_output=True)
     assert seen.stdout == b"nobody 6\n"
+    # The mount is this user's, and so is the control file.
+    script = "cd '$0' && echo world > x && echo sync > .cas/control && echo restore x@1 > .cas/control && cat x"
+    restored = subprocess.run(
+        [*as_nobody, "sh", "-c", script.replace("$0", str(mountpoint))], check=True, capture_output=True
+    )
+    assert restored.stdout == b"hello\n"
     done = programs.umount(mountpoint, uid=NOBODY)
     assert (done.returncode, done.stderr) == (0, "")
     assert has_ended(daemon)
