@@ -60,9 +60,7 @@ complete -F _{program} {program}
 """
 
 _ZSH = """\
-#compdef {program}
-# zsh completion of {program}
-# put it into a directory of $fpath as _{program}, or: source <({program} completion zsh)
+# zsh completion of {program}; put into ~/.zshrc: source <({program} completion zsh)
 autoload -U +X compinit && compinit -u
 autoload -U +X bashcompinit && bashcompinit
 """
