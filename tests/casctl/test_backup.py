@@ -201,6 +201,26 @@ def test_the_check_that_needs_only_coreutils(shared_mount: LiveMount, tmp_path: 
     assert ended.stdout == f"./{victim.relative_to(blobs)}: FAILED\n"
 
 
+def test_the_documented_copy_by_hand(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
+    text = (ROOT / "docs" / "backup.md").read_text()
+    (script,) = re.findall(r"```sh\n(echo 'gc hold.*?)```", text, re.DOTALL)
+    backup = tmp_path / "backup"
+    backup.mkdir()
+    for word, meant in [
+        ("/mnt/store", shared_mount.path),
+        ("/data/", f"{shared_mount.store}/"),
+        ("nas:/srv/store", backup),
+        ("/tmp/refs", tmp_path / "refs"),
+    ]:
+        assert word in script
+        script = script.replace(word, str(meant))
+    run("sh", "-ec", script)
+    check(backup)
+    assert "before-backup" in os.listdir(backup / "blobs" / "refs")
+    assert result("status", cwd=shared_mount.path)["collection_held"] == []
+
+
 def test_an_interrupted_copy_harms_nothing(mount: LiveMount, tmp_path: Path) -> None:
     fill(mount.path / "d", 1, 5)
     backup = tmp_path / "backup"
