@@ -46,6 +46,12 @@ def resized(row: DraftRow, size: int) -> DraftRow:
     )
 
 
+SCATTERED_MAX = 8192
+"""Dirty ranges of a draft that may be recorded: with every fsync all of them are written, some 10 bytes each."""
+
+_GAP_MAX = 256 << 10
+"""Longer gaps are not worth copying: the file is larger than 1 GiB then."""
+
 SPARED = 16
 """Descriptors that drafts leave to others, or a quarter of all if there are few: sealing takes some, and only
 sealing sets those of drafts free."""
@@ -308,6 +314,26 @@ class StagedDraft:
         if not self._named:
             fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
             self._named = True
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """What `fill` would have to take over from the base for half of `SCATTERED_MAX` ranges to remain."""
+        return self.dirty.gaps(_GAP_MAX, SCATTERED_MAX // 2) if len(self.dirty) > SCATTERED_MAX else []
+
+    def fill(self, gaps: list[tuple[int, int]]) -> None:
+        """Take bytes of the base over into the staging file; blocks, in a worker, while nobody changes the draft.
+
+        Raises: OSError, CorruptError, BlobMissingError; then the draft is as before.
+        """
+        filled = RangeSet()
+        added = iter([*gaps, (self.size_bytes + 1, 0)])
+        start, end = next(added)
+        for dirty_start, dirty_end in self.dirty:
+            while start < dirty_start:
+                self.put(start, self._based(start, end))
+                filled.add(start, end)
+                start, end = next(added)
+            filled.add(dirty_start, dirty_end)
+        self.dirty = filled
 
     def to_row(self, inode: int) -> DraftRow:
         """What the catalog has to remember for `from_row` to bring this draft back."""

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from mountstore.blobs.flush import FlushFailedError
-from mountstore.errors import TooLargeError
+from mountstore.errors import NoSpaceError, TooLargeError
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, StreamedDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
@@ -306,8 +306,27 @@ class Files:
         self._drafts.settled(inode)
         await self._hard_sync()
 
+    async def _gather(self, inode: Inode, draft: StagedDraft) -> None:
+        """Bound what is recorded of a draft: many small changes that lie close become fewer larger ones."""
+        gaps = draft.gaps()
+        if not gaps:
+            return
+        try:
+            self._drafts.claim_in_all(draft, draft.dirty.total() + sum(end - start for start, end in gaps))
+        except NoSpaceError:
+            return
+        inode.busy = done = trio.Event()
+        try:
+            with draft.in_use():
+                await self._contents.in_thread(draft.fill, gaps)
+        finally:
+            inode.busy = None
+            done.set()
+
     async def _flush_staged(self, inode: Inode, draft: StagedDraft) -> None:
         await draft.wait_quiet()
+        if inode.busy is None and inode.draft is draft:
+            await self._gather(inode, draft)
         row = draft.to_row(inode.id)
         try:
             with draft.in_use():

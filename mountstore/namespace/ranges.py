@@ -58,6 +58,16 @@ class RangeSet:
             start = stop
             index += 1
 
+    def gaps(self, shorter_than: int, leave: int) -> list[tuple[int, int]]:
+        """The shortest gaps between ranges, sorted, without which `leave` ranges would remain; only those that are
+        `shorter_than` so many bytes."""
+        gaps = sorted(
+            (start - end, end)
+            for end, start in zip(self._ends, self._starts[1:], strict=False)
+            if start - end < shorter_than
+        )
+        return sorted((end, end + length) for length, end in gaps[: max(len(self._starts) - leave, 0)])
+
     def total(self) -> int:
         """Bytes in the set."""
         return self._total

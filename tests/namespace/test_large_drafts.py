@@ -407,3 +407,50 @@ async def test_a_stream_that_cannot_be_finished_at_unmount_is_a_draft_again_at_t
         assert inode is not None
         assert inode.content.kind is ContentKind.MANIFEST and inode.draft is None
         assert await content(store, inode) == data + bytes(5000) + b"early"
+
+
+async def test_what_an_fsync_records_of_many_small_changes_is_bounded(
+    store_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a write that comes while they are gathered is not lost."""
+    monkeypatch.setattr("mountstore.namespace.draft.SCATTERED_MAX", 64)
+    expected = bytearray(os.urandom(MEMORY_MAX + 100 * 4096))
+    filling, written = threading.Event(), threading.Event()
+    fill = StagedDraft.fill
+
+    def slow(draft: StagedDraft, gaps: list[tuple[int, int]]) -> None:
+        filling.set()
+        assert written.wait(60)
+        fill(draft, gaps)
+
+    monkeypatch.setattr(StagedDraft, "fill", slow)
+    async with Store.open(store_path).running() as store:
+        handle = opened(store)
+        await append(store, handle, bytes(expected))
+        await store.files.release(handle)
+        handle = store.files.open(handle.inode, writable=True, privileged=True)
+
+        async def change(offset: int, data: bytes) -> None:
+            await store.files.write(handle, offset, data)
+            expected[offset : offset + len(data)] = data
+
+        for number in range(200):
+            await change(number * 8192 + number % 3, b"%d" % number * 100)
+        # A gap that is too long to be copied.
+        await change(len(expected) - 10, b"at the end")
+        draft = handle.inode.draft
+        assert isinstance(draft, StagedDraft) and len(draft.dirty) == 201
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.files.fsync, handle.inode)
+            await trio.to_thread.run_sync(filling.wait)
+            nursery.start_soon(change, 1000, b"meanwhile")
+            await trio.testing.wait_all_tasks_blocked()
+            written.set()
+        # With what was written meanwhile.
+        assert len(draft.dirty) <= 33
+        assert await content(store, handle.inode) == expected
+        await store.files.fsync(handle.inode)
+        row = store.catalog.get_draft(handle.inode.id)
+        assert row is not None and len(row.dirty) < 1000
+        await store.files.release(handle)
+        assert await content(store, handle.inode) == expected
