@@ -6,24 +6,28 @@ import errno
 import itertools
 import os
 import random
+import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from mount.live import SCALE
 
 from care.garbage import CALLER, KEEP_NONE, NO_GRACE, PIECE_MAX, Work, bytes_like, work
 from care.pictures import Picture, newest, of_snapshot, of_store, refs_in
-from mountstore.blobs.refs import read_ref
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.refs import Ref, read_ref, write_ref
 from mountstore.care import snapshots as taking
 from mountstore.care.snapshot_image import Image
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.care.snapshots import Snapshots
 from mountstore.errors import AbsentError, ExistsError, MisuseError, NoSpaceError, ReadOnlyError
 from mountstore.namespace.inodes import ROOT
+from mountstore.namespace.snapshot_policy import SnapshotPolicy
 from mountstore.store import Store
 
 pytestmark = pytest.mark.trio
@@ -417,6 +421,66 @@ async def test_a_ref_that_cannot_be_written_is_not_there(tmp_path: Path, monkeyp
         await w.collect(NO_GRACE)
         await Snapshots(w.store).take("one")
         assert newest(w.store) == of_store(w.store)
+
+
+async def test_when_a_ref_is_written_everything_below_it_survives_power_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with work(tmp_path) as w:
+        written = 0
+
+        def write(blobs: str, ref: Ref) -> None:
+            nonlocal written
+            tree = SnapshotTree(w.store.tree, ref.root)
+            needed = {digest for content in tree.references() for digest in w.blobs_of(content)}
+            catalog = sqlite3.connect(tmp_path / "catalog.db")
+            unsynced = {Digest(*row) for row in catalog.execute("SELECT sha256, size FROM unsynced")}
+            catalog.close()
+            assert not needed & unsynced
+            assert not w.store.ledger.has_journaled
+            written += 1
+            write_ref(blobs, ref)
+
+        monkeypatch.setattr(taking, "write_ref", write)
+        await w.store.commits.hard_sync()
+        for i in range(4):
+            # A few small blobs: an fsync would put them into the journal.
+            await w.save(b"a", b"%d" % i)
+            await w.store.commits.hard_sync()
+            await w.save(b"b", b"and %d" % i)
+            await Snapshots(w.store).take(f"s{i}")
+        assert written == 4
+
+
+async def test_automatic_snapshots_come_by_themselves_if_something_changed(tmp_path: Path) -> None:
+    async with work(tmp_path) as w:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Snapshots(w.store).keep, 0.1)
+            first = await _wait_for_another(tmp_path, [])
+            # Nothing changes: only the clock could bring another one.
+            await trio.sleep(0.5)
+            assert refs_in(tmp_path) == first
+            await w.save(b"a", b"a")
+            # The first is of the same hour.
+            assert len(await _wait_for_another(tmp_path, first)) == 1
+            nursery.cancel_scope.cancel()
+        assert newest(w.store) == of_store(w.store)
+        w.store.config = msgspec.structs.replace(
+            w.store.config, snapshots=SnapshotPolicy(keep_hourly=0, keep_daily=0, keep_monthly=0)
+        )
+        await Snapshots(w.store).take("by-hand")
+        await w.save(b"a", b"b")
+        assert await Snapshots(w.store).take_last()
+        left = refs_in(tmp_path)
+        assert len(left) == 2
+        assert "by-hand" in left
+
+
+async def _wait_for_another(path: Path, known: list[str]) -> list[str]:
+    with trio.fail_after(20):
+        while refs_in(path) == known or len(refs_in(path)) != 1:
+            await trio.sleep(0.01)
+    return refs_in(path)
 
 
 async def test_when_the_last_snapshot_is_damaged_all_of_the_next_is_written(tmp_path: Path) -> None:
