@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 __all__ = [
@@ -73,7 +74,7 @@ class Disk(System):
     """A plain directory on the same disk as all others."""
 
 
-class _Served(System):
+class _Served(System, ABC):
     """One whose daemon is a child of ours."""
 
     def __init__(self, place: str) -> None:
@@ -81,9 +82,9 @@ class _Served(System):
         self.log = os.path.join(place, "log")
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
         """What runs the daemon in the foreground."""
-        raise NotImplementedError
 
     def start(self) -> None:
         with open(self.log, "ab") as log:

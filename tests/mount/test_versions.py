@@ -19,6 +19,7 @@ from mount.conftest import MountMaker
 from mount.live import SCALE, LiveMount, run, run_as
 from mount.syscalls import RENAME_EXCHANGE, getdents, renameat2
 from mount.test_programs import GIT
+from mountstore.namespace.inodes import now_ns
 
 
 def contents(path: Path) -> list[bytes]:
@@ -47,10 +48,16 @@ def settle(directory: Path) -> None:
 
 def now() -> str:
     """The time now, as a name; the coarse clock of the kernel ticks before it and after it."""
-    time.sleep(0.02)
+    _wait_for_tick()
     text = datetime.now(UTC).isoformat()
-    time.sleep(0.02)
+    _wait_for_tick()
     return text
+
+
+def _wait_for_tick() -> None:
+    began = now_ns()
+    while now_ns() == began:
+        pass
 
 
 def error_of(function: Callable[..., object], *arguments: object) -> str:
