@@ -19,15 +19,12 @@ pytestmark = pytest.mark.trio
 
 async def test_one_slow_read_ends_reading_without_workers() -> None:
     pace = ReadPace()
-    for _ in range(8):
-        assert not pace.quick
-        pace.note(contents.QUICK_S / 2)
-    assert pace.quick
-    pace.note(contents.QUICK_S * 2)
-    for _ in range(8):
-        assert not pace.quick
-        pace.note(contents.QUICK_S / 2)
-    assert pace.quick
+    quick = []
+    for slow in [*[False] * 8, True, *[False] * 8]:
+        quick.append(pace.quick)
+        pace.note(contents.QUICK_S * (2 if slow else 0.5))
+    quick.append(pace.quick)
+    assert quick == [*[False] * 8, True, *[False] * 8, True]
 
 
 @pytest.mark.parametrize(
