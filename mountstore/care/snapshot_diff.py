@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from mountstore.blobs.digest import Digest
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.namespace.inodes import ROOT
+from mountstore.namespace.limbo import LIMBO
 from mountstore.namespace.listing import entries
 from mountstore.namespace.page_map import walk
 from mountstore.namespace.pages import InodeRecord, Reference
@@ -50,6 +51,8 @@ def diff(old: SnapshotTree, new: SnapshotTree) -> Iterator[ChangedPath]:
     comparison = _Comparison(old, new)
     comparison.run()
     for path in sorted(comparison.found):
+        if path == LIMBO or path.startswith(LIMBO + b"/"):
+            continue
         yield ChangedPath(path, comparison.found[path])
 
 

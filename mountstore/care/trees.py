@@ -88,6 +88,7 @@ class Trees:
 
     Attributes:
       kernel_knows: Whether the kernel of the mount knows an inode: then a removed one stays until it forgets it.
+      is_reserved: Whether a name in a directory stands for something that is not in the store.
     """
 
     def __init__(self, store: Store) -> None:
@@ -97,6 +98,7 @@ class Trees:
         self._wanted = trio.Event()
         self._gone: dict[bytes, trio.Event] = {}
         self.kernel_knows: Callable[[int], bool] = lambda inode: False
+        self.is_reserved: Callable[[int, bytes], bool] = lambda directory, name: False
 
     # --- making ---
 
@@ -342,7 +344,7 @@ class Trees:
         parent = self._follow(b"/".join(above))
         if not parent.is_directory:
             raise WantsDirectoryError(repr(path))
-        if name == LIMBO and parent.id == ROOT:
+        if (name == LIMBO and parent.id == ROOT) or self.is_reserved(parent.id, name):
             raise MisuseError(f"{path!r}: this name is not free for use")
         return Place(parent.id, name)
 

@@ -190,8 +190,12 @@ class Operations(pyfuse3.Operations):
         """Whatever is virtual is read-only, also for root, and its name is taken."""
         if parent >= VIRTUAL:
             raise FUSEError(errno.EROFS)
-        if name in self._reserved and (parent == ROOT or name == self._versions_name):
+        if self.is_reserved(parent, name):
             raise FUSEError(errno.EEXIST if made else errno.EROFS)
+
+    def is_reserved(self, parent: int, name: bytes) -> bool:
+        """Whether a name in a directory of the store stands for something virtual, or hidden."""
+        return name in self._reserved and (parent == ROOT or name == self._versions_name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:

@@ -94,6 +94,8 @@ def test_clone_refusals(filled: LiveMount) -> None:
     assert refused(filled, "clone /d /d/small/copy") == "ENOTDIR"
     assert refused(filled, f"clone /d /{'x' * 256}") == "ENAMETOOLONG"
     assert refused(filled, f"clone /d /{LIMBO}") == "EINVAL"
+    for name in (".cas", ".versions", "d/.versions"):
+        assert refused(filled, f"clone /d /{name}") == "EINVAL"
     assert refused(filled, "clone /d /") == "EINVAL"
     assert refused(filled, "rmtree /d/small") == "ENOTDIR"
     assert refused(filled, "rmtree /none") == "ENOENT"

@@ -10,6 +10,7 @@ from mount.conftest import MountMaker
 from mount.live import SCALE, LiveMount
 from mount.snapshots import ask, fill
 from mount.test_trees import LIMBO, alike
+from mountstore.care.checking import check_store
 from mountstore.namespace.inodes import ROOT
 from mountstore.store import Store
 
@@ -49,6 +50,9 @@ def dying(mount: LiveMount, module: str, what: str, when: int, *, commit: bool =
 def come_back(mount: LiveMount) -> None:
     """Mount again, and wait until what lay in limbo is dealt with."""
     mount.kill()
+    # What is half done is in order all the same.
+    report = check_store(str(mount.store))
+    assert not report.error_count, report.findings
     mount.prelude = ""
     mount.start()
     (mount.path / "last").mkdir()
