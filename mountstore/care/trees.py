@@ -168,13 +168,16 @@ class Trees:
             raise ExistsError(f"{target!r} is there, and is not empty: replace it, or restore to another path")
         with store.contents.adding():
             twigs = _wanted(store.tree, records_of_snapshot(snapshot).walk(place.name, top))
-            made, graft = await self._build(twigs, progress)
+            made, graft = await self._build(twigs, progress, foreign=True)
             return await self._reveal(made, graft, place, replace=replace)
 
     async def _build(
-        self, twigs: Generator[Twig, None, None], progress: Progress
+        self, twigs: Generator[Twig, None, None], progress: Progress, *, foreign: bool = False
     ) -> tuple[bytes, Graft]:
-        """Make a tree in limbo. Returns: its name there, and what it is."""
+        """Make a tree in limbo, of contents that may be unknown to the catalog if `foreign`.
+
+        Returns: its name there, and what it is.
+        """
         store = self._store
         limbo, made = self._limbo.begin()
         self._making.add(made)
@@ -184,6 +187,8 @@ class Trees:
             try:
                 while batch := await trio.to_thread.run_sync(list, islice(twigs, _BATCH)):
                     for start in range(0, len(batch), _STEP):
+                        if foreign:
+                            self._record(batch[start : start + _STEP])
                         self._add(graft, batch[start : start + _STEP], made if not done else None)
                         done += len(batch[start : start + _STEP])
                         progress(done, None, "names")
@@ -197,21 +202,24 @@ class Trees:
             raise
         return made, graft
 
+    def _record(self, twigs: list[Twig]) -> None:
+        """Have the catalog know the checksums that a snapshot knows."""
+        unknown = [
+            (*digest, record.checksum)
+            for _, _, record in twigs
+            if record.checksum
+            and (digest := record.content.digest) is not None
+            and self._store.ledger.checksum(digest) is None
+        ]
+        if unknown:
+            self._store.catalog.add_blobs(unknown)
+
     def _add(self, graft: Graft, twigs: list[Twig], first: bytes | None) -> None:
         store = self._store
         store.namespace.require_writable()
         store.namespace.require_room()
         if first is not None:
             twigs[0] = twigs[0]._replace(name=first)
-        unknown = [
-            (*digest, record.checksum)
-            for _, _, record in twigs
-            if record.checksum
-            and (digest := record.content.digest) is not None
-            and store.ledger.checksum(digest) is None
-        ]
-        if unknown:
-            store.catalog.add_blobs(unknown)
         graft.add(twigs)
 
     async def _reveal(self, made: bytes, graft: Graft, place: Place, *, replace: bool) -> Made:
