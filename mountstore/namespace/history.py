@@ -199,18 +199,24 @@ class Histories:
     def shown(self, history: int) -> Iterator[Shown]:
         """What a listing shows of each version, oldest first: a third of the cost of `numbered`."""
         rows = self._catalog.ask(
-            "SELECT number, kind, size, mode, uid, gid, mtime_ns, blob_size FROM version"
-            " WHERE history = ? ORDER BY number",
+            "SELECT number, kind, size, mode, uid, gid, mtime_ns FROM version WHERE history = ? ORDER BY number",
             (history,),
         ).fetchall()
         splice, directory, dropped = int(RowKind.SPLICE), int(RowKind.DIRECTORY), int(RowKind.DROPPED)
-        for number, kind, size, mode, uid, gid, mtime_ns, span in rows:
+        for number, kind, size, mode, uid, gid, mtime_ns in rows:
             if kind == splice:
-                for within, row in self._flat(size, span):
+                for within, row in self._flat(size, self._span(history, number)):
                     shown = row.size, row.mode & ~FLEETING, row.uid, row.gid, row.mtime_ns
                     yield number - 1 + within, row.kind == directory, shown
             elif kind != dropped:
                 yield number, kind == directory, (size, mode & ~FLEETING, uid, gid, mtime_ns)
+
+    def _span(self, history: int, number: int) -> int:
+        """How many versions a splice stands for; 0 if garbage collection took it meanwhile."""
+        found = self._catalog.ask(
+            "SELECT blob_size FROM version WHERE history = ? AND number = ?", (history, number)
+        ).fetchone()
+        return 0 if found is None else found[0]
 
     def times(self, history: int) -> Iterator[tuple[int, int, int, int]]:
         """Number, `mtime_ns`, `until_ns` and `directory` of each version, oldest first."""

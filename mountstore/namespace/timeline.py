@@ -158,8 +158,12 @@ class Timeline:
     def shown(self, line: Line) -> Iterator[Shown]:
         """What a listing shows of all versions, the current one last."""
         yield from self._histories.shown(line.own)
-        for number, directory, appearance in self._histories.shown(line.in_place):
-            yield line.own_count + number, directory, appearance
+        if not line.own_count:
+            # Nearly always, and there may be thousands.
+            yield from self._histories.shown(line.in_place)
+        else:
+            for number, directory, appearance in self._histories.shown(line.in_place):
+                yield line.own_count + number, directory, appearance
         if line.inode is not None and line.current:
             yield line.current, False, self.current(line.inode)[1:6]
 
