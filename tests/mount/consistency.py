@@ -8,10 +8,14 @@ import stat
 from collections import Counter
 from pathlib import Path
 
+from care.pictures import of_catalog, of_snapshot
+
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest, checksum
 from mountstore.blobs.reader import ContentReader, DescriptorCache, VerifiedBlobs
 from mountstore.blobs.tree import BalancedTree
+from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.namespace.stale import BASE_KEY
 
 _READ_BYTES = 1 << 20
 
@@ -21,6 +25,7 @@ def check_store(store: Path) -> None:
     database = sqlite3.connect(store / "catalog.db")
     try:
         problems = [*_problems_of_catalog(database), *_problems_of_contents(database, store)]
+        problems += _problems_of_snapshots(database, store)
     finally:
         database.close()
     left = sorted(os.listdir(store / "staging"))
@@ -68,6 +73,18 @@ def _problems_of_catalog(database: sqlite3.Connection) -> list[str]:
     problems += [f"draft of inode {row[0]} is left" for row in database.execute("SELECT inode FROM draft")]
     problems += [f"attribute of {number}, which is gone" for number in attributes if number not in inodes]
     return problems
+
+
+def _problems_of_snapshots(database: sqlite3.Connection, store: Path) -> list[str]:
+    """The last snapshot shows what the catalog has, if nothing is noted to have changed since."""
+    meta = dict(database.execute("SELECT key, value FROM meta"))
+    changed = database.execute("SELECT count(*) FROM stale").fetchone()[0]
+    if BASE_KEY not in meta or changed:
+        return []
+    tree = BalancedTree(str(store / "blobs"), staging=str(store / "staging"))
+    shown = of_snapshot(SnapshotTree(tree, Digest.parse(meta[BASE_KEY])))
+    found = of_catalog(str(store / "catalog.db"))
+    return [] if shown == found else ["the last snapshot is not what the catalog has"]
 
 
 def _problems_of_contents(database: sqlite3.Connection, store: Path) -> list[str]:
