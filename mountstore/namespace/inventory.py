@@ -167,8 +167,8 @@ class Inventory:
         return dict(self._rows("SELECT inode, value FROM main.xattr WHERE name = ?", (name,)))
 
     def parent_of(self, directory: int) -> int | None:
-        """The directory in which a directory lies; None if it does not exist."""
-        row = self._run("SELECT parent FROM main.inode WHERE id = ?", (directory,)).fetchone()
+        """The directory in which a directory lies; None if it was removed, also if somebody still uses it."""
+        row = self._run("SELECT parent FROM main.inode WHERE id = ? AND nlink > 0", (directory,)).fetchone()
         return None if row is None else row[0]
 
     def removed_directories(self) -> dict[int, int]:
