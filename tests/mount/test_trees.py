@@ -12,6 +12,7 @@ import pytest
 from mount.live import SCALE, LiveMount, run
 from mount.picture import Sight
 from mount.snapshots import ask, fill, seen
+from mount.test_versions import now
 
 LIMBO = ".mountstore-limbo"
 
@@ -157,6 +158,7 @@ def test_rmtree_leaves_what_rm_leaves(mount: LiveMount) -> None:
         os.symlink("g", top / name / "symlink")
         os.mkfifo(top / name / "fifo")
     (top / "kept").write_bytes(b"")
+    then = now()
     run("rm", "-r", top / "one")
     held = open(top / "two/sub/f", "rb")  # noqa: SIM115  # it is closed below
     ask(mount, "rmtree --wait /two")
@@ -169,6 +171,8 @@ def test_rmtree_leaves_what_rm_leaves(mount: LiveMount) -> None:
     for _ in range(2):
         left = []
         for name in ("one", "two"):
+            assert (top / ".versions/.at" / then / name / "sub/f").read_bytes() == b"second"
+            assert os.listdir(top / ".versions/.at" / then / name) == ["sub"]
             versions = top / ".versions" / name
             assert sorted(os.listdir(versions / "sub/f")) == ["1", "2", "at", "latest"]
             assert (versions / "sub/f/1").read_bytes() == b"first"
