@@ -10,6 +10,8 @@ import trio
 
 from care.garbage import NO_GRACE, PIECE_MAX, Work, bytes_like, work
 from mountstore.blobs.digest import Digest
+from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.care.snapshots import Snapshots
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.policy import KEEP_ALL, Policy
 
@@ -39,6 +41,7 @@ class Model:
         self.directories = directories
         self.prefix = prefix
         self.files: dict[tuple[int, bytes], bytes] = {}
+        self.snapshots = 0
 
     def _free(self) -> tuple[int, bytes]:
         return self.random.choice(self.directories), self.prefix + self.random.choice(NAMES)
@@ -78,6 +81,15 @@ class Model:
         else:
             w.store.commits.commit()
 
+    async def take_or_delete_snapshot(self) -> None:
+        taker = Snapshots(self.w.store)
+        names = [info.name for info in await taker.list()]
+        if names and self.random.random() < 0.4:
+            await taker.delete(self.random.choice(names))
+        elif self.random.random() < 0.7:
+            self.snapshots += 1
+            await taker.take(f"s{self.snapshots}")
+
     async def compare(self) -> None:
         for (parent, name), data in self.files.items():
             assert await self.w.read(name, parent) == data
@@ -104,6 +116,16 @@ def needed(w: Work, directories: list[int]) -> set[Digest]:
     return found | {digest for content in w.store.versions.moved() for digest in w.blobs_of(content)}
 
 
+async def needed_by_snapshots(w: Work) -> set[Digest]:
+    """Blobs that snapshots consist of and show, and those on which the next one is built."""
+    base = w.store.catalog.stale.base
+    found = set() if base is None else set(SnapshotTree(w.store.tree, base).pages())
+    for info in await Snapshots(w.store).list():
+        for content in SnapshotTree(w.store.tree, info.root).references():
+            found |= w.blobs_of(content)
+    return found
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_nothing_that_is_needed_is_taken_and_nothing_else_is_left(tmp_path: Path, seed: int) -> None:
     for mount in range(2):
@@ -115,13 +137,14 @@ async def test_nothing_that_is_needed_is_taken_and_nothing_else_is_left(tmp_path
             for _ in range(5):
                 for _ in range(25):
                     await model.act()
+                await model.take_or_delete_snapshot()
                 before = model.versions()
                 w.keep(model.random.choice(POLICIES))
                 report = await w.collect()
                 for place, found in model.versions().items():
                     assert found.items() <= before[place].items()
                 await model.compare()
-                assert w.blobs() == needed(w, directories)
+                assert w.blobs() == needed(w, directories) | await needed_by_snapshots(w)
                 assert report.reclaimable.blobs >= 0
             await model.compare()
 
