@@ -105,6 +105,21 @@ def room_refused(directory: str, length: int) -> OSError | None:
     return None
 
 
+def hold_room(directory: str, length: int) -> int:
+    """A descriptor of a file without a name that holds so much room in a directory's file system until it is
+    closed; -1 if there is not twice that much."""
+    if room_refused(directory, 2 * length) is not None:
+        return -1
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return -1
+    if _libc.fallocate(fd, 0, 0, length) != 0:
+        os.close(fd)
+        return -1
+    return fd
+
+
 def copies_on_write(directory: str) -> bool:
     """Whether the file system (btrfs) needs room for changing what a file has already."""
     status = ctypes.create_string_buffer(256)

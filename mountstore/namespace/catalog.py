@@ -27,8 +27,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.flush import fsync, fsync_path, room_refused
-from mountstore.errors import CorruptError, ExistsError, MisuseError, NoSpaceError, StoreError
+from mountstore.blobs.flush import fsync, fsync_path, is_quota, room_refused
+from mountstore.errors import CorruptError, ExistsError, MisuseError, NoSpaceError, QuotaError, StoreError
 from mountstore.namespace.mapped_index import MappedIndex
 from mountstore.namespace.stale import BASE_KEY, Stale
 
@@ -814,5 +814,6 @@ def _translated(path: str, exc: sqlite3.Error) -> Exception:
         return NoSpaceError(f"{path}: no room for the catalog")
     # A quota is an I/O error to SQLite, and so is a full disk when its shared memory is to grow.
     if code & 0xFF == sqlite3.SQLITE_IOERR and (refusal := room_refused(os.path.dirname(path), _AHEAD_BYTES)):
-        return NoSpaceError(f"{path}: no room for the catalog: {refusal.strerror}")
+        kind = QuotaError if is_quota(refusal) else NoSpaceError
+        return kind(f"{path}: no room for the catalog: {refusal.strerror}")
     return CorruptError(f"{path}: {exc}")

@@ -6,7 +6,9 @@ none, or a quota is used up: SIGBUS. So there
 
 1. a commit or a checkpoint begins only while there is room for the whole index;
 2. after every commit one connection reads, so that the mark that readers set in the index is set already, and
-   those that come later, when the disk may be full, change nothing.
+   those that come later, when the disk may be full, change nothing;
+3. some room is held in a file without a name, and let go when there is none left: contents may use up a quota
+   to the last byte, and deletions have to be committed all the same.
 
 Within the milliseconds of a commit somebody else may still use up the room that was there.
 """
@@ -15,10 +17,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 
-from mountstore.blobs.flush import copies_on_write, room_refused
-from mountstore.errors import NoSpaceError
+from mountstore.blobs.flush import copies_on_write, hold_room, is_quota, room_refused, syncfs
+from mountstore.errors import NoSpaceError, QuotaError
+
+_HELD_BYTES = 8 << 20
+"""Enough for the names of some ten thousand files."""
+
+_HOLD_EVERY_S = 40.0
+"""Longer than btrfs counts what was freed."""
 
 _ENOUGH_BYTES = 256 << 10
 """More than the index of a WAL of 100 MiB."""
@@ -38,11 +47,37 @@ class MappedIndex:
         self._db: sqlite3.Connection | None = None
         self.needed = copies_on_write(self._directory)
         """Whether there is anything to guard against."""
+        self._held = -1
+        self._hold_again_s = 0.0
 
     def require_room(self) -> None:
-        """Raises: NoSpaceError if the index must not be changed now."""
-        if self.needed and (refusal := room_refused(self._directory, _ENOUGH_BYTES)):
-            raise NoSpaceError(f"{self._path}: no room for the catalog: {refusal.strerror}")
+        """Raises: NoSpaceError, QuotaError if the index must not be changed now."""
+        if not self.needed:
+            return
+        refusal = room_refused(self._directory, _ENOUGH_BYTES)
+        if refusal is None:
+            self._hold()
+        elif self._held >= 0:
+            self._let_go()
+            # What was freed counts until the file system has committed that. A blocking call, once in a full disk.
+            syncfs(self._directory)
+            refusal = room_refused(self._directory, _ENOUGH_BYTES)
+        if refusal is not None:
+            kind = QuotaError if is_quota(refusal) else NoSpaceError
+            raise kind(f"{self._path}: no room for the catalog: {refusal.strerror}")
+
+    def _hold(self) -> None:
+        now_s = time.monotonic()
+        if self._held >= 0 or now_s < self._hold_again_s:
+            return
+        self._hold_again_s = now_s + _HOLD_EVERY_S
+        self._held = hold_room(self._directory, _HELD_BYTES)
+
+    def _let_go(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+        self._hold_again_s = time.monotonic() + _HOLD_EVERY_S
 
     def committed(self) -> None:
         """A commit has succeeded: have the mark for readers set."""
@@ -63,6 +98,7 @@ class MappedIndex:
 
     def close(self) -> None:
         """After the catalog's own connections."""
+        self._let_go()
         if self._db is not None:
             self._db.close()
             self._db = None
