@@ -117,9 +117,15 @@ class Image:
         for page in self._inode_pages():
             old = self._old_records(page)
             new = self._new_records(page, old)
-            inode_count += _count(new) - _count(old.values())
-            size_bytes += _bytes(new) - _bytes(old.values())
-            inode_pages[page] = self._put_inodes(new, old) if new else None
+            # Those that are as before were checked when they were read, and are counted.
+            changed = [record for record in new if record != old.get(record.number)]
+            gone = [old[record.number] for record in changed if record.number in old]
+            gone += [old[number] for number in old.keys() - {record.number for record in new}]
+            inode_count += _count(changed) - _count(gone)
+            size_bytes += _bytes(changed) - _bytes(gone)
+            if changed:
+                decode_inodes(encode_inodes(changed), "an inode page of the snapshot")
+            inode_pages[page] = self._put_checked(encode_inodes(new)) if new else None
             self.pages += 1
             yield
         history_pages: dict[int, Digest | None] = {}
@@ -197,13 +203,6 @@ class Image:
 
     def _map(self, base: Reference | None, pages: dict[int, Digest | None]) -> Reference | None:
         return update_map(self._source, self._put, base, pages)
-
-    def _put_inodes(self, new: list[InodeRecord], old: dict[int, InodeRecord]) -> Digest:
-        # Those that are as before were checked when they were read.
-        changed = [record for record in new if record != old.get(record.number)]
-        if changed:
-            decode_inodes(encode_inodes(changed), "an inode page of the snapshot")
-        return self._put_checked(encode_inodes(new))
 
     def _put(self, data: bytes) -> Digest:
         _DECODERS[data[:8]](data, "an object of the snapshot")

@@ -23,9 +23,7 @@ _CACHE_KIB: Final = 8 * 1024
 _BATCH: Final = 500
 
 _INODES: Final = (
-    f"SELECT {', '.join(f'i.{column}' for column in _INODE_COLUMNS.split(', '))}, h.history"
-    " FROM inode AS i LEFT JOIN inode_history AS h ON h.inode = i.id"
-    " WHERE i.id BETWEEN ? AND ? AND i.nlink > 0 ORDER BY i.id"
+    f"SELECT {_INODE_COLUMNS} FROM inode WHERE id BETWEEN ? AND ? AND nlink > 0 ORDER BY id"
 )
 
 _NAMES: Final = (
@@ -41,6 +39,7 @@ _ALL_NAMES: Final = _NAMES.format(below_e="", below_n="")
 _SOME_NAMES: Final = _NAMES.format(below_e="AND e.name < ?3", below_n="AND n.name < ?3")
 
 _CHECKSUM: Final = "SELECT checksum FROM blob WHERE sha256 = ? AND size = ?"
+_INODE_HISTORIES: Final = "SELECT inode, history FROM inode_history WHERE inode BETWEEN ? AND ?"
 _XATTRS: Final = "SELECT inode, name, value FROM xattr WHERE inode BETWEEN ? AND ? ORDER BY inode, name"
 _NEXT_PARENT: Final = "SELECT parent FROM name_history WHERE parent >= ? ORDER BY parent LIMIT 1"
 _NEXT_HISTORY: Final = "SELECT history FROM version WHERE history >= ? ORDER BY history LIMIT 1"
@@ -151,11 +150,13 @@ class Instant:
         if any(row[17] for row in rows):
             for inode, name, value in self._rows(_XATTRS, (first, last)):
                 xattrs.setdefault(inode, []).append((name, value))
+        histories: dict[int, int] = dict(self._rows(_INODE_HISTORIES, (first, last)))
+
+        def beside(inode: int) -> tuple[list[tuple[bytes, bytes]], int]:
+            return xattrs.get(inode, []), histories.get(inode, 0)
+
         return [
-            InodeRecord(
-                *(*row[:16], self._checksum(row, known), row[16], xattrs.get(row[0], []), row[18] or 0, None)
-            )
-            for row in rows
+            InodeRecord(*(*row[:16], self._checksum(row, known), row[16], *beside(row[0]), None)) for row in rows
         ]
 
     def _checksum(self, row: tuple[Any, ...], known: Mapping[int, InodeRecord]) -> bytes:
