@@ -323,6 +323,11 @@ class BalancedTree:
         with self._lock:
             self._wanted = None
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody watches now."""
+        return self._wanted is not None
+
     def is_wanted(self, digest: Digest) -> bool:
         """Whether it was added since `watch`. One digest in 2**128 is mistaken for another."""
         wanted = self._wanted

@@ -4,10 +4,10 @@ What is made grows in limbo (`mountstore.namespace.limbo`), some names at a time
 what is removed goes there in one step, and is deleted bit by bit. So nobody sees anything half done, also after a
 crash: what lay in limbo is dealt with when the store is mounted again.
 
-Contents are shared, so nothing is written but rows. Why garbage collection takes none of them: one that is under
-way when this begins had its instant before, when the contents were referred to by the catalog or by a snapshot, or
-they were added since; that a snapshot may have been deleted since is why what comes from one is wanted anew
-(`BalancedTree.want`). One that begins later waits (`Contents.adding`).
+Contents are shared, so nothing is written but rows. Why garbage collection takes none of them: one that begins
+later waits until the rows are there (`Contents.adding`). For one that is under way, what had the contents may be
+removed before its instant, and a snapshot may be deleted before it is read; so they are wanted anew
+(`BalancedTree.want`).
 
 Thread: the store's owner, under trio. What blocks runs in workers.
 """
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from mountstore.blobs.content import ContentKind
+from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.manifest import decode_manifest
 from mountstore.blobs.tree import BalancedTree
@@ -33,6 +33,7 @@ from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import (
     AbsentError,
     BlobMissingError,
+    CorruptError,
     ExistsError,
     MisuseError,
     MountstoreError,
@@ -130,7 +131,10 @@ class Trees:
             try:
                 records = records_of_instant(instant)
                 top = await store.contents.in_thread(records.inode, number)
-                made, graft = await self._build(records.walk(place.name, top), progress)
+                twigs = records.walk(place.name, top)
+                if store.tree.is_watched:
+                    twigs = _wanted(store.tree, twigs, strict=False)
+                made, graft = await self._build(twigs, progress)
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(instant.close)
@@ -167,7 +171,7 @@ class Trees:
         if taken is not None and top.is_directory and not replace and store.catalog.has_entries(taken.id):
             raise ExistsError(f"{target!r} is there, and is not empty: replace it, or restore to another path")
         with store.contents.adding():
-            twigs = _wanted(store.tree, records_of_snapshot(snapshot).walk(place.name, top))
+            twigs = _wanted(store.tree, records_of_snapshot(snapshot).walk(place.name, top), strict=True)
             made, graft = await self._build(twigs, progress, foreign=True)
             return await self._reveal(made, graft, place, replace=replace)
 
@@ -376,30 +380,31 @@ def _parts(path: bytes) -> list[bytes]:
     return parts
 
 
-def _wanted(tree: BalancedTree, twigs: Iterable[Twig]) -> Generator[Twig, None, None]:
-    """The same, when the contents are there, and sure not to be collected; blocks.
+def _wanted(tree: BalancedTree, twigs: Iterable[Twig], *, strict: bool) -> Generator[Twig, None, None]:
+    """The same, when their contents are sure not to be collected and, if `strict`, all there; blocks.
 
-    Raises: BlobMissingError, CorruptError
+    Raises: BlobMissingError, CorruptError, if `strict`.
     """
     for twig in twigs:
-        content = twig.record.content
-        if content.digest is not None:
-            blobs: Iterable[Digest] = (content.digest,)
-            if content.kind is ContentKind.MANIFEST:
-                blobs = _blobs_of(tree, content.digest)
-            for digest in blobs:
+        try:
+            for digest in _blobs_of(tree, twig.record.content):
                 if not tree.want(digest):
-                    raise BlobMissingError(f"{twig.name!r} needs blob {digest.name}, which is not there")
+                    raise BlobMissingError(f"blob {digest.name} is not there")
+        except (BlobMissingError, CorruptError) as exc:
+            if strict:
+                raise type(exc)(f"{twig.name!r} cannot be read: {exc}") from exc
         yield twig
 
 
-def _blobs_of(tree: BalancedTree, manifest: Digest) -> Iterator[Digest]:
-    """A manifest and all that it lists."""
-    waiting = [manifest]
-    yield manifest
+def _blobs_of(tree: BalancedTree, content: Content) -> Iterator[Digest]:
+    """All that a content consists of."""
+    if content.digest is None:
+        return
+    yield content.digest
+    waiting = [content.digest] if content.kind is ContentKind.MANIFEST else []
     while waiting:
         data = b"".join(read_blob(tree, part, None) for part in waiting)
-        decoded = decode_manifest(data, manifest.name)
-        pieces = [entry.digest for entry in decoded if entry.digest is not None]
+        manifest = decode_manifest(data, content.digest.name)
+        pieces = [entry.digest for entry in manifest if entry.digest is not None]
         yield from pieces
-        waiting = pieces if decoded.level else []
+        waiting = pieces if manifest.level else []

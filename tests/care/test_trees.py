@@ -114,6 +114,19 @@ async def test_restore_beside_a_collection_that_lost_the_snapshot(tmp_path: Path
             assert await w.read(b"%d" % i, sub.id) == b"%d" % i
 
 
+async def test_a_clone_amid_a_collection_keeps_what_it_copies(tmp_path: Path) -> None:
+    """The original may be gone, without versions, before the collection comes to its instant."""
+    async with work(tmp_path) as w:
+        await make_tree(w, 20)
+        trees = Trees(w.store)
+        w.store.tree.watch()
+        try:
+            await trees.clone(b"/d", b"/copy")
+            assert all(w.store.tree.is_wanted(digest) for digest in w.blobs())
+        finally:
+            w.store.tree.unwatch()
+
+
 async def test_cancelled_or_failed_leaves_nothing(tmp_path: Path) -> None:
     async with work(tmp_path) as w:
         await make_tree(w)
