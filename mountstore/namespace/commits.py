@@ -156,8 +156,8 @@ class Committer:
         """Return when everything done before this call survives power loss.
 
         Args:
-          files: And nothing is listed as unsynced any more: whoever copies the tree has every blob in its own file,
-            not only in the journal.
+          files: And nothing is listed as unsynced any more: whoever copies the tree has every blob in its own
+            file, not only in the journal.
 
         Raises:
           OSError, NoSpaceError: It does not.
