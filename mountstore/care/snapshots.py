@@ -139,7 +139,7 @@ class Snapshots:
             taken_names = await trio.to_thread.run_sync(self._names)
             if name in taken_names:
                 raise ExistsError(f"there is a snapshot {name} already")
-            await store.sealer.seal_closed()
+            await store.sealer.settle_or_keep()
             base = store.catalog.stale.base
             try:
                 return await self._take_alone(name, prefix, taken_names, started, progress, heal=False)

@@ -119,7 +119,7 @@ class Trees:
         """
         store = self._store
         store.namespace.require_writable()
-        await store.sealer.seal_closed()
+        await store.sealer.settle_or_keep()
         place = self.place_of(target)
         if store.namespace.find(*place) is not None:
             raise ExistsError(f"{target!r} is there already")

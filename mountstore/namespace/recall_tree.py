@@ -90,7 +90,7 @@ class TreeRecall:
         """
         self._namespace.require_writable()
         # What was closed is current, also if it is still being sealed.
-        await self._sealer.seal_closed()
+        await self._sealer.settle_or_keep()
         past = self._directory_at(path, instant.time_ns)
         parent, name = self._place_of(path if to is None else to)
         if self._namespace.find(parent, name) is not None:

@@ -168,8 +168,14 @@ class Sealer:
         if failure is not None:
             raise failure
 
+    async def settle_or_keep(self) -> None:
+        """Return when what was closed before this call is sealed, or cannot be and stays a draft."""
+        for inode in list(self._drafts.inodes):
+            if inode.writers == 0 and inode.nlink > 0:
+                await self.seal_or_keep(inode)
+
     async def seal_closed(self) -> None:
-        """Try again what could not be sealed when it was closed."""
+        """Try again what could not be sealed when it was closed; what is being sealed is not waited for."""
         if self._kept:
             drafted = {inode.id for inode in self._drafts.inodes}
             self._kept = {number: said for number, said in self._kept.items() if number in drafted}

@@ -25,7 +25,7 @@ def fill(top: Path) -> None:
     """Files of all kinds and sizes, links, attributes, odd names and times, in a directory that is there."""
     (top / "small").write_bytes(b"some bytes")
     (top / "empty").touch()
-    (top / "large").write_bytes(os.urandom(1 << 20) * 9)
+    (top / "large").write_bytes(os.urandom(1 << 20) * 5)
     with open(top / "holes", "wb") as file:
         file.seek(20 << 20)
         file.write(b"end")
