@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +12,15 @@ import trio
 
 from care.garbage import KEEP_NONE, NO_GRACE, PIECE_MAX, Work, bytes_like, work
 from mountstore.care.gc import collect
+from mountstore.care.rebuild import rebuild_store
 from mountstore.care.snapshots import Snapshots
 from mountstore.care.trees import Trees
 from mountstore.errors import BlobMissingError
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.limbo import LIMBO
+from mountstore.namespace.namespace import Caller
 from mountstore.namespace.policy import ATTRIBUTE, Policy
+from mountstore.store import Store
 
 pytestmark = pytest.mark.trio
 
@@ -171,3 +175,26 @@ async def test_several_at_once(tmp_path: Path) -> None:
         assert await w.read(b"one") == b"1"
         assert await w.read(b"large", w.find(b"copy0").id) == LARGE
         assert not limbo(w)
+
+
+async def test_a_rebuilt_store_goes_on_with_what_was_begun(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    async with work(tmp_path) as w:
+        path = Path(w.store.path)
+        await make_tree(w, 20)
+        trees = Trees(w.store)
+        trees.remove(b"/d")
+        assert limbo(w)
+        await Snapshots(w.store).take("amid")
+    os.unlink(path / "catalog.db")
+    await trio.to_thread.run_sync(rebuild_store, str(path))
+    async with Store.open(str(path)).running() as store:
+        limbo_then = store.namespace.find(ROOT, LIMBO)
+        assert limbo_then is not None
+        trees = Trees(store)
+        store.namespace.create(ROOT, b"last", 0o40755, Caller(0, 0))
+        async with deleting(trees):
+            await trees.wait_removed(trees.remove(b"/last")[1])
+        assert store.namespace.find(ROOT, LIMBO) is None
+        _, version = await store.recall.find_version(b"/d/large")
+        assert version.size_bytes == len(LARGE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -13,7 +15,9 @@ import pytest
 
 from mount.conftest import MountMaker
 from mount.live import SCALE, LiveMount, run, run_as
+from mount.picture import Sight, assert_same
 from mount.snapshots import ask, fill, seen
+from mount.test_versions import settle
 
 
 @pytest.fixture
@@ -174,6 +178,54 @@ def test_a_deleted_snapshot_answers_cleanly(mount: LiveMount) -> None:
         os.close(top)
         assert caught.value.errno == errno.ESTALE
     assert not old.exists()
+
+
+def test_each_snapshot_shows_its_own_time(mount: LiveMount) -> None:
+    chance = random.Random(8)
+    top = mount.path / "d"
+    top.mkdir()
+    pictures: dict[str, dict[bytes, Sight]] = {}
+    for number in range(6 * SCALE):
+        for _ in range(60):
+            change(top, chance)
+        settle(top)
+        name = f"s{number}"
+        ask(mount, f"snapshot {name}")
+        pictures[name] = seen(top)
+    for name, picture in pictures.items():
+        assert_same(seen(in_view(mount, name) / "d"), picture)
+    mount.remount()
+    for name in chance.sample(list(pictures), 3):
+        assert_same(seen(in_view(mount, name) / "d"), pictures[name])
+
+
+def change(top: Path, chance: random.Random) -> None:
+    """One random change somewhere below a directory."""
+    places = [top, *(path for path in top.rglob("*") if path.is_dir() and not path.is_symlink())]
+    there = [path for path in top.rglob("*") if not path.is_dir()]
+    new = chance.choice(places) / f"{chance.randrange(40)}"
+    old = chance.choice(there) if there else None
+    match chance.randrange(9):
+        case 0 if not os.path.lexists(new) and len(places) < 20:
+            new.mkdir()
+        case 1 if not os.path.lexists(new):
+            new.symlink_to(f"{chance.randrange(9)}")
+        case 2 if old is not None and not new.is_dir():
+            old.rename(new)
+        case 3 if old is not None:
+            old.unlink()
+        case 4 if old is not None and not os.path.lexists(new):
+            os.link(old, new, follow_symlinks=False)
+        case 5 if old is not None and not old.is_symlink():
+            os.setxattr(old, f"user.{chance.randrange(3)}", chance.randbytes(20))
+        case 6:
+            chance.choice(places).chmod(0o700 | chance.randrange(0o77))
+        case 7 if len(places) > 5:
+            shutil.rmtree(places[-1])
+        case _ if not new.is_dir() and not new.is_symlink():
+            new.write_bytes(chance.randbytes(chance.randrange(200)))
+        case _:
+            pass
 
 
 def test_a_long_directory(mount: LiveMount) -> None:
