@@ -84,7 +84,9 @@ def _problems_of_snapshots(database: sqlite3.Connection, store: Path) -> list[st
     tree = BalancedTree(str(store / "blobs"), staging=str(store / "staging"))
     shown = of_snapshot(SnapshotTree(tree, Digest.parse(meta[BASE_KEY])))
     found = of_catalog(str(store / "catalog.db"))
-    return [] if shown == found else ["the last snapshot is not what the catalog has"]
+    # A catalog that was made from a snapshot goes on with higher numbers.
+    same = shown[:3] == found[:3] and shown[3][2:] == found[3][2:]
+    return [] if same else ["the last snapshot is not what the catalog has"]
 
 
 def _problems_of_contents(database: sqlite3.Connection, store: Path) -> list[str]:
