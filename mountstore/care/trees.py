@@ -30,6 +30,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.care.snapshot_browser import follow, records_of_instant, records_of_snapshot
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.care.switching import prompt_switching
 from mountstore.errors import (
     AbsentError,
     BlobMissingError,
@@ -189,7 +190,7 @@ class Trees:
         done = 0
         try:
             try:
-                while batch := await trio.to_thread.run_sync(list, islice(twigs, _BATCH)):
+                while batch := await self._next(twigs):
                     for start in range(0, len(batch), _STEP):
                         if foreign:
                             self._record(batch[start : start + _STEP])
@@ -205,6 +206,10 @@ class Trees:
             self._give_up(made)
             raise
         return made, graft
+
+    async def _next(self, twigs: Iterator[Twig]) -> list[Twig]:
+        with prompt_switching():
+            return await trio.to_thread.run_sync(list, islice(twigs, _BATCH))
 
     def _record(self, twigs: list[Twig]) -> None:
         """Have the catalog know the checksums that a snapshot knows."""
