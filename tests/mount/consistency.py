@@ -7,6 +7,7 @@ import sqlite3
 import stat
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from care.pictures import of_catalog, of_snapshot
 
@@ -85,8 +86,21 @@ def _problems_of_snapshots(database: sqlite3.Connection, store: Path) -> list[st
     shown = of_snapshot(SnapshotTree(tree, Digest.parse(meta[BASE_KEY])))
     found = of_catalog(str(store / "catalog.db"))
     # A catalog that was made from a snapshot goes on with higher numbers.
-    same = shown[:3] == found[:3] and shown[3][2:] == found[3][2:]
-    return [] if same else ["the last snapshot is not what the catalog has"]
+    pairs = [*zip(shown[:3], found[:3], strict=True), (shown[3][2:], found[3][2:])]
+    return [
+        f"the last snapshot is not what the catalog has: {_difference(here, there)}"
+        for here, there in pairs
+        if here != there
+    ]
+
+
+def _difference(shown: Any, found: Any) -> str:
+    """What differs between two collections, in short."""
+    if isinstance(shown, dict) and isinstance(found, dict):
+        shown, found = shown.items(), found.items()
+    lost = [each for each in shown if each not in found]
+    extra = [each for each in found if each not in shown]
+    return f"only in the snapshot {lost[:3]!r}, only in the catalog {extra[:3]!r}"
 
 
 def _problems_of_contents(database: sqlite3.Connection, store: Path) -> list[str]:

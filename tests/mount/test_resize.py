@@ -164,6 +164,8 @@ def test_a_killed_daemon_takes_its_workers_along(make_mount: MountMaker) -> None
     with control_of(mount) as control:
         resize(control, "a.png", "40x40", "b.png")
     (worker,) = workers_of(mount)
+    with control_of(mount) as control:
+        os.write(control, b"sync\n")
     mount.kill()
     end = time.monotonic() + 20
     while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
