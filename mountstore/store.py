@@ -234,7 +234,7 @@ def parse_config(text: str, file: str) -> StoreConfig:
     """
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise StoreError(f"{file}: cannot be read: {exc}") from exc
     if raw.get("format") != STORE_FORMAT:
         raise StoreError(
