@@ -340,7 +340,10 @@ class Namespace:
         return unused
 
     def forget_all(self) -> list[Inode]:
-        """At unmount: the kernel knows nothing any more."""
+        """At unmount: the kernel knows nothing any more, and has no directory open, also if it did not say so."""
+        for inode in self._orphans.values():
+            if inode.is_directory:
+                inode.handles = 0
         return self.forget(list(self._orphans))
 
     # --- renaming ---

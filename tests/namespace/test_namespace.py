@@ -147,6 +147,15 @@ async def test_names_are_as_in_dictionaries_also_when_opened_again(store_path: s
     check_store(Path(store_path))
 
 
+async def test_a_removed_directory_that_was_open_to_the_end_is_gone(store_path: str) -> None:
+    """The kernel drops the requests that close directories when a mount ends."""
+    async with Store.open(store_path).running() as store:
+        directory = store.namespace.create(ROOT, b"d", stat.S_IFDIR | 0o755, Caller(0, 0))
+        directory.handles += 1
+        store.namespace.rmdir(ROOT, b"d")
+    check_store(Path(store_path))
+
+
 async def test_what_was_committed_survives_and_what_was_not_is_gone_whole(store_path: str) -> None:
     with pytest.raises(ZeroDivisionError):
         await _die_after_a_commit(store_path)

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def sent_by_kernel(nginx: Nginx) -> int:
     return sum(int(count) for count in re.findall(r"sendfile\(.*\) = (\d+)", trace))
 
 
+def await_sent(nginx: Nginx, before: int, size: int) -> None:
+    """Wait until so many more were sent: strace writes a line after the bytes have arrived here."""
+    end = time.monotonic() + 60
+    while sent_by_kernel(nginx) - before != size:
+        assert time.monotonic() < end
+        os.sched_yield()
+
+
 def opened(nginx: Nginx, directory: Path) -> set[str]:
     trace = (nginx.base.parent / "trace").read_text()
     return set(re.findall(rf'openat\([^"]*"({re.escape(str(directory))}/[^"]*)"', trace))
@@ -66,7 +75,7 @@ def test_a_blob_is_sent_without_the_mount(nginx: Nginx, mount: LiveMount) -> Non
     assert response.headers["Content-Type"] == "image/x-of-the-application"
     assert response.headers["Content-Length"] == str(len(SMALL))
     assert "X-Accel-Redirect" not in response.headers
-    assert sent_by_kernel(nginx) - before == len(SMALL)
+    await_sent(nginx, before, len(SMALL))
     blob = ask(mount.path / ".cas" / "control", "info small.jpg")["content"]["blob_path"]
     assert blob in opened(nginx, mount.store / "blobs")
     assert not opened(nginx, mount.path)
@@ -100,7 +109,7 @@ def test_a_file_in_pieces_is_sent_from_the_mount(nginx: Nginx, mount: LiveMount)
     before = sent_by_kernel(nginx)
     response, data = nginx.get("/app/large.jpg")
     assert (response.status, data) == (200, LARGE)
-    assert sent_by_kernel(nginx) - before == len(LARGE)
+    await_sent(nginx, before, len(LARGE))
     assert str(mount.path / "large.jpg") in opened(nginx, mount.path)
 
 
@@ -110,7 +119,7 @@ def test_the_mount_is_served_with_sendfile(nginx: Nginx) -> None:
         response, data = nginx.get(path)
         assert (response.status, data) == (200, content)
         assert response.headers["Content-Type"] == "image/jpeg"
-        assert sent_by_kernel(nginx) - before == len(content)
+        await_sent(nginx, before, len(content))
         unchanged, _ = nginx.get(path, If_None_Match=response.headers["ETag"])
         assert unchanged.status == 304
     # Here the modes in the mount count.
