@@ -16,6 +16,7 @@ for that reason).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -28,6 +29,9 @@ from mountstore.cli.exits import Exit, exit_code_of, message_of
 _READY = b"+"
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _PRE_READY_OUTPUT_BYTES = 2000
+
+_M_ARENA_MAX = -8
+"""Of <malloc.h>."""
 
 Serve = Callable[[Callable[[], None]], None]
 """Serves until the mount is gone; calls its argument once when the mount works."""
@@ -151,6 +155,16 @@ def raise_descriptor_limit() -> None:
     """Allow this process as many open files as the system lets it have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def share_one_heap() -> None:
+    """Have all threads of this process allocate from one heap, before there are any.
+
+    glibc gives each thread an arena of its own, and what one of them freed is of no use to the others: eight
+    writers of large files took 270 MB, and 170 MB like this (mallopt(3), M_ARENA_MAX). Elsewhere nothing is done.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def notify_service_manager(state: str) -> None:
