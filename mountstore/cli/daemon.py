@@ -161,7 +161,7 @@ def share_one_heap() -> None:
     """Have all threads of this process allocate from one heap, before there are any.
 
     glibc gives each thread an arena of its own, and what one of them freed is of no use to the others: eight
-    writers of large files took 270 MB, and 170 MB like this (mallopt(3), M_ARENA_MAX). Elsewhere nothing is done.
+    writers of large files took 270 MB, and 200 MB like this (mallopt(3), M_ARENA_MAX). Elsewhere nothing is done.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
