@@ -76,7 +76,8 @@ def _parse(output: Path) -> Iterator[Call]:
                 begun[match[1], match[2]] = place, match[3]
                 continue
             else:
-                assert "exited" in line or "killed" in line, line
+                # Also of a thread that ended with the process, whose call strace could not read any more.
+                assert "exited" in line or "killed" in line or "detached" in line, line
                 continue
             if result != "?":
                 yield Call(name, arguments.split(", "), int(result, 0), began, place)
