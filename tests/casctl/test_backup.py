@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mount.conftest import MountMaker
 from mount.live import LiveMount, let_everybody_reach, run
 
-from casctl.conftest import MountMaker
 from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
 from mountstore.care.verify import verify_blobs
 

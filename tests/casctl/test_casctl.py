@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mount.conftest import MountMaker
 from mount.live import LiveMount, run
 from PIL import Image
 
-from casctl.conftest import MountMaker
 from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
 
 # A command that ends only when it is told to, on both sides.
