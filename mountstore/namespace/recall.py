@@ -156,7 +156,7 @@ class Recall:
                 await self._sealer.seal(replaced)
             # The name may stand for something else by now, but a number means what it meant, if it is still there.
             self._get(self._timeline.line(line.parent, line.name), number)
-            return self._place(parent, name, version, content, allocated)
+            return self.place(parent, name, version, content, allocated)
 
     async def undelete(self, path: bytes) -> Inode:
         """Bring a removed file back as it was last; returns the new inode.
@@ -202,7 +202,8 @@ class Recall:
         finally:
             reader.close()
 
-    def _place(self, parent: int, name: bytes, version: Version, content: Content, allocated: int) -> Inode:
+    def place(self, parent: int, name: bytes, version: Version, content: Content, allocated: int) -> Inode:
+        """Give a name what a version had, by a new inode; `content` and `allocated` as of `content_of`."""
         return place(
             self._namespace,
             self._inodes,

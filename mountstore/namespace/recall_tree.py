@@ -29,7 +29,7 @@ from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
 from mountstore.namespace.notation import Instant
 from mountstore.namespace.past import PastDirectory, PastFile, PastLink, PastThing, thing_at, things_at
-from mountstore.namespace.placing import free_name, place
+from mountstore.namespace.placing import free_name
 from mountstore.namespace.recall import Recall
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.timeline import Timeline
@@ -214,20 +214,8 @@ class TreeRecall:
         self._inodes.changed(inode)
 
     async def _make_file(self, parent: int, name: bytes, past: PastFile) -> None:
-        version = past.version
-        content, allocated = await self._recall.content_of(version)
-        place(
-            self._namespace,
-            self._inodes,
-            parent,
-            name,
-            content,
-            allocated=allocated,
-            mode=version.mode,
-            uid=version.uid,
-            gid=version.gid,
-            mtime_ns=version.mtime_ns,
-        )
+        content, allocated = await self._recall.content_of(past.version)
+        self._recall.place(parent, name, past.version, content, allocated)
 
     async def _remove(self, parent: int, name: bytes, top: int) -> None:
         """Take away what was made, without leaving versions of it."""
