@@ -4,7 +4,8 @@ A row may be shared by several names (a rename forks a history). Each name is ju
 directory, and a row goes only if every name that has it lets it go.
 
 Beside what `mountstore.care.retention` says of contents:
-  1. A version stays while versions before it are kept that are prefixes of it, since it has their bytes.
+  1. A version stays while versions before it are kept that are prefixes of it, since it has their bytes; also if
+     it is another name that keeps them, for this one goes on showing them.
   2. A removed directory stays while anything below it does.
   3. A history that no name has any more goes, as nobody can look at it.
   4. Below a directory whose policy cannot be understood everything is kept.
@@ -20,7 +21,7 @@ from mountstore.care.retention import Policy, Superseded, Verdict, judge
 from mountstore.errors import MisuseError
 from mountstore.namespace.history import RowKind
 from mountstore.namespace.inodes import ROOT
-from mountstore.namespace.inventory import HistoryRow, Inventory, Line, RowVerdict
+from mountstore.namespace.inventory import HistoryRow, Inventory, Line, Need, RowVerdict
 from mountstore.namespace.policy import ATTRIBUTE, KEEP_ALL, parse_words
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class Expiry:
         for line in self._inventory.lines():
             self._judge(line)
             yield
+        self._inventory.settle_needs()
         self._judge_directories()
 
     def _judge(self, line: Line) -> None:
@@ -157,6 +159,7 @@ class Expiry:
         )
         said = list(_with_bases(contents, verdicts))
         self._inventory.judge(said)
+        self._inventory.need(_needs(contents, verdicts))
         kept = any(verdict.keep for verdict in said)
         if kept and line.parent in self.policies.removed:
             self._inhabited.add(line.parent)
@@ -221,6 +224,17 @@ def _with_bases(places: list[_Place], verdicts: list[Verdict]) -> Iterator[RowVe
             yield from _kept(place, _BASE)
         else:
             yield RowVerdict(place.history, place.row.number, False, verdict.reason)
+
+
+def _needs(places: list[_Place], verdicts: list[Verdict]) -> Iterator[Need]:
+    """What else rule 1 asks for, should another name keep a prefix that this one lets go."""
+    base: _Place | None = None
+    for place, verdict in zip(reversed(places), reversed(verdicts), strict=True):
+        if place.row.kind != RowKind.PREFIX:
+            base = place
+        elif not verdict.keep and base is not None:
+            for kept in _kept(base, _BASE):
+                yield Need(place.history, place.row.number, kept)
 
 
 def _kept(place: _Place, reason: str) -> Iterable[RowVerdict]:

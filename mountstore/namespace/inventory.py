@@ -61,6 +61,14 @@ class RowVerdict(NamedTuple):
     reason: str
 
 
+class Need(NamedTuple):
+    """If any name keeps a row, another one is kept, too."""
+
+    history: int
+    number: int
+    kept: RowVerdict
+
+
 class Inventory:
     """One state of a catalog.
 
@@ -87,6 +95,10 @@ class Inventory:
             self._run(
                 "CREATE TEMP TABLE verdict (history INTEGER, number INTEGER, keep INTEGER, reason TEXT,"
                 " PRIMARY KEY (history, number)) WITHOUT ROWID"
+            )
+            self._run(
+                "CREATE TEMP TABLE need (history INTEGER, number INTEGER, kept_history INTEGER,"
+                " kept_number INTEGER, reason TEXT)"
             )
             self._run("CREATE TEMP TABLE reached (history INTEGER PRIMARY KEY)")
             self._run("CREATE TEMP TABLE bare (parent INTEGER, name BLOB, history INTEGER)")
@@ -190,6 +202,21 @@ class Inventory:
             "INSERT INTO temp.verdict VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
             " SET keep = max(keep, excluded.keep)",
             verdicts,
+        )
+
+    def need(self, needs: Iterable[Need]) -> None:
+        """Take down what is asked for in case a row is kept; `settle_needs` sees to it."""
+        self._run_many(
+            "INSERT INTO temp.need VALUES (?, ?, ?, ?, ?)",
+            ((need.history, need.number, *need.kept[:2], need.kept.reason) for need in needs),
+        )
+
+    def settle_needs(self) -> None:
+        """Every name was judged: keep what is needed by what was kept."""
+        self._run(
+            "INSERT INTO temp.verdict SELECT n.kept_history, n.kept_number, 1, n.reason FROM temp.need AS n"
+            " JOIN temp.verdict AS v ON v.history = n.history AND v.number = n.number WHERE v.keep"
+            " ON CONFLICT DO UPDATE SET keep = 1"
         )
 
     def reach(self, histories: Iterable[int]) -> None:

@@ -67,7 +67,8 @@ class Versions:
     """Records versions as things happen; storing them is `mountstore.namespace.history`.
 
     Args:
-      enabled: False records nothing; what is there stays.
+      enabled: False records nothing new. What was recorded stays and is found where it would be: of a name that
+        is removed, what its file had in place goes to the name, and what a prefix has its bytes in is recorded.
     """
 
     def __init__(self, catalog: Catalog, inodes: InodeTable, *, enabled: bool = True) -> None:
@@ -105,7 +106,9 @@ class Versions:
     def sealed(self, inode: Inode, content: Content) -> None:
         """A seal is about to give the inode this content."""
         change = inode.change
-        if change is None or change.recorded or not self.enabled or content == change.origin:
+        if change is None or change.recorded or content == change.origin:
+            return
+        if not self.enabled and not self.histories.ends_open(self.histories.of_inode(inode.id)):
             return
         if inode.nlink == 0:
             # Removed while it was being sealed: no name has its history any more.
@@ -134,8 +137,6 @@ class Versions:
 
     def removed(self, parent: int, name: bytes, inode: Inode, now: int, *, replaced: bool = False) -> None:
         """A name is about to be removed, or, if `replaced`, to stand for another inode than this one."""
-        if not self.enabled:
-            return
         if inode.is_directory:
             self._directory_removed(parent, name, inode, now)
             return
@@ -146,6 +147,8 @@ class Versions:
         if inode.nlink > 1 and not own and not replaced:
             return
         in_place = histories.of_inode(inode.id) if inode.nlink == 1 or replaced else 0
+        if not self.enabled and not in_place:
+            return
         # Of a file without a name nothing is asked any more.
         kept = self._kept.pop(inode.id, None) if inode.nlink == 1 else self._kept.get(inode.id)
         if not replaced and kept == (inode.content, histories.count(in_place)) and histories.is_fork(own):
@@ -159,7 +162,7 @@ class Versions:
             history = histories.append_all(history, in_place)
             if inode.nlink == 1:
                 histories.give_inode(inode.id, 0)
-        if inode.content != EMPTY:
+        if inode.content != EMPTY and (self.enabled or histories.ends_open(in_place)):
             fleeting = not replaced and not in_place and self._is_fleeting(own, inode, now)
             history = self._append(history, inode, now, fleeting=fleeting)
         if history != own:
@@ -190,7 +193,7 @@ class Versions:
 
     def directory_leaves(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
         """A directory is about to be removed with all that is in it, which will leave histories."""
-        if self.enabled and (self._catalog.has_entries(inode.id) or self._has_histories(inode)):
+        if self._catalog.has_entries(inode.id) or self._has_histories(inode):
             self._record_directory(parent, name, inode, now)
 
     def _has_histories(self, directory: Inode) -> bool:

@@ -211,6 +211,27 @@ async def test_a_version_stays_that_has_the_bytes_of_a_kept_one(tmp_path: Path) 
         assert (await w.collect()).versions_kept == len(found)
 
 
+async def test_a_version_that_another_name_keeps_does_not_lose_its_bytes_here(tmp_path: Path) -> None:
+    # The second version is a prefix that both names have, and what has its bytes differs.
+    async with work(tmp_path) as w:
+        keeping = w.directory(b"keeping")
+        w.store.attributes.set(keeping, ATTRIBUTE, b"max_version_size=0")
+        await w.save(b"f", b"first")
+        await w.save(b"f", b"second")
+        await w.append(b"f", b" and more")
+        await w.rename(b"f", b"f", ROOT, keeping.id)
+        assert w.versions(b"f") == {1: b"first", 2: b"second", 3: b"second and more"}
+        w.keep(Policy(keep_last=100, keep_days=0.0, thin="", max_version_size=5))
+        await w.collect()
+        kept = w.versions(b"f", keeping.id)
+        assert kept == {1: b"first", 2: b"second"}
+        assert w.versions(b"f").items() >= kept.items()
+        await w.save(b"f", b"something else that is longer")
+        assert w.versions(b"f").items() >= kept.items()
+        await w.collect()
+        assert w.versions(b"f").items() >= kept.items()
+
+
 async def test_policies_are_inherited_and_changed_on_the_way_down(tmp_path: Path) -> None:
     async with work(tmp_path, KEEP_TWO) as w:
         scratch = w.directory(b"scratch")

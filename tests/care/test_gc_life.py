@@ -13,7 +13,7 @@ from mountstore.blobs.digest import Digest
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.care.snapshots import Snapshots
 from mountstore.namespace.inodes import ROOT
-from mountstore.namespace.policy import KEEP_ALL, Policy
+from mountstore.namespace.policy import ATTRIBUTE, KEEP_ALL, Policy
 
 pytestmark = pytest.mark.trio
 
@@ -30,6 +30,7 @@ POLICIES = [
     Policy(keep_last=1, keep_days=0.0, thin="", max_version_size=PIECE_MAX),
     Policy(enabled=False),
 ]
+WORDS = [b"on", b"off", b"on keep_last=100", b"on keep_last=1 thin=1s:2s", b"on keep_last=100 max_version_size=20"]
 
 
 class Model:
@@ -126,8 +127,11 @@ async def needed_by_snapshots(w: Work) -> set[Digest]:
     return found
 
 
+@pytest.mark.parametrize("differing", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-async def test_nothing_that_is_needed_is_taken_and_nothing_else_is_left(tmp_path: Path, seed: int) -> None:
+async def test_nothing_that_is_needed_is_taken_and_nothing_else_is_left(
+    tmp_path: Path, seed: int, differing: bool
+) -> None:
     for mount in range(2):
         async with work(tmp_path, POLICIES[seed % len(POLICIES)]) as w:
             if not mount:
@@ -140,6 +144,10 @@ async def test_nothing_that_is_needed_is_taken_and_nothing_else_is_left(tmp_path
                 await model.take_or_delete_snapshot()
                 before = model.versions()
                 w.keep(model.random.choice(POLICIES))
+                for directory in directories if differing else []:
+                    # Names in several directories have versions in common, which only some of them let go.
+                    words = model.random.choice(WORDS)
+                    w.store.attributes.set(w.store.namespace.get(directory), ATTRIBUTE, words)
                 report = await w.collect()
                 for place, found in model.versions().items():
                     assert found.items() <= before[place].items()

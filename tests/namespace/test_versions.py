@@ -315,6 +315,31 @@ async def test_versions_can_be_switched_off(tmp_path: Path, enabled: bool) -> No
         assert (await p.history(b"f") == [b"one", b"two"]) is enabled
 
 
+async def test_what_was_recorded_stays_while_versions_are_off(tmp_path: Path) -> None:
+    async with program(tmp_path) as p:
+        directory = p.store.namespace.create(ROOT, b"d", stat.S_IFDIR | 0o755, CALLER)
+        for name in (b"overwritten", b"removed", b"replaced"):
+            await p.save(name, b"one")
+            await p.append(name, b" two")
+        await p.save(b"inside", b"one", parent=directory.id)
+        await p.save(b"inside", b"two", parent=directory.id)
+        p.store.versions.enabled = False
+        await p.save(b"overwritten", b"something else")
+        await p.save(b"overwritten", b"not recorded")
+        await p.save(b"overwritten", b"not recorded either")
+        p.unlink(b"removed")
+        await p.save(b"new", b"new")
+        p.rename(b"new", b"replaced")
+        p.unlink(b"inside", directory.id)
+        p.store.namespace.rmdir(ROOT, b"d")
+        for name in (b"overwritten", b"removed", b"replaced"):
+            # The appended one has the bytes of the first.
+            assert await p.history(name) == [b"one", b"one two"]
+        assert b"d" in p.names()
+        assert await p.history(b"inside", directory.id) == [b"one"]
+        assert b"new" not in p.names()
+
+
 async def test_a_file_renamed_to_a_name_that_is_gone_goes_on_after_its_history(tmp_path: Path) -> None:
     async with program(tmp_path) as p:
         await p.save(b"f", b"f1")
