@@ -87,7 +87,13 @@ Shown = tuple[int, bool, tuple[int, int, int, int, int]]
 _ANY = 1 << 62
 """Beyond every number of a version."""
 
+_INHABITED_MAX = 10_000
+
 _COLUMNS = "number, kind, sha256, blob_size, size, mode, uid, gid, mtime_ns, until_ns"
+
+# Statements that are said for every file are put together once.
+_GET_LAST = f"SELECT {_COLUMNS} FROM version WHERE history = ? ORDER BY number DESC LIMIT 1"
+_ADD_ROW = f"INSERT INTO version VALUES ({', '.join('?' * 11)})"
 
 
 class Histories:
@@ -100,11 +106,22 @@ class Histories:
     def __init__(self, catalog: Catalog, new_number: Callable[[], int]) -> None:
         self._catalog = catalog
         self._new_number = new_number
+        # Directories, and whether any name in them may have a history; if this is read only, somebody else may give
+        # one.
+        self._inhabited: dict[int, bool] = {}
+        catalog.on_undone.append(self._inhabited.clear)
 
     # --- which history belongs to what ---
 
     def of_name(self, parent: int, name: bytes) -> int:
         """The history of a name, in the directory or gone from it."""
+        inhabited = self._inhabited.get(parent, self._catalog.read_only or None)
+        if inhabited is None:
+            if len(self._inhabited) >= _INHABITED_MAX:
+                self._inhabited.clear()
+            inhabited = self._inhabited[parent] = next(self.names(parent), None) is not None
+        if not inhabited:
+            return 0
         row = self._catalog.ask(
             "SELECT history FROM name_history WHERE parent = ? AND name = ?", (parent, name)
         ).fetchone()
@@ -140,6 +157,7 @@ class Histories:
         """Let a name have a history (0: none)."""
         self._catalog.stale.entry((parent, name))
         if history:
+            self._inhabited[parent] = True
             self._catalog.say("INSERT OR REPLACE INTO name_history VALUES (?, ?, ?)", (parent, name, history))
         else:
             self._catalog.say("DELETE FROM name_history WHERE parent = ? AND name = ?", (parent, name))
@@ -275,9 +293,7 @@ class Histories:
     def _last(self, history: int) -> _Row | None:
         if not history:
             return None
-        found = self._catalog.ask(
-            f"SELECT {_COLUMNS} FROM version WHERE history = ? ORDER BY number DESC LIMIT 1", (history,)
-        ).fetchone()
+        found = self._catalog.ask(_GET_LAST, (history,)).fetchone()
         return None if found is None else _Row(*found)
 
     # --- growing ---
@@ -367,9 +383,8 @@ class Histories:
     def _add(self, history: int, row: tuple[object, ...]) -> int:
         number = self.count(history) + 1
         history = history or self._new_number()
-        marks = ", ".join("?" * (len(row) + 2))
         self._catalog.stale.history(history)
-        self._catalog.say(f"INSERT INTO version VALUES ({marks})", (history, number, *row))
+        self._catalog.say(_ADD_ROW, (history, number, *row))
         return history
 
     # --- shrinking ---

@@ -97,6 +97,7 @@ class Inode:
         "forgotten",
         "gid",
         "handles",
+        "history",
         "id",
         "mode",
         "mtime_ns",
@@ -152,6 +153,8 @@ class Inode:
     reader: ContentReader | None
     busy: trio.Event | None
     """Set when the seal, or the opening of a draft, that is in progress has ended."""
+    history: int
+    """Of the contents it had in place (`mountstore.namespace.versions`); -1: not looked up yet."""
     syncs: int
     """How often it was fsynced since its first writer opened it."""
     view: Any
@@ -167,6 +170,7 @@ class Inode:
         self.draft = None
         self.reader = None
         self.busy = None
+        self.history = -1
         self.syncs = 0
         self.view = None
 
@@ -210,10 +214,11 @@ class InodeTable:
 
     Args:
       catalog: Where the rows are.
-      capacity: How many unpinned inodes stay in memory, give or take a factor of two.
+      capacity: How many unpinned inodes stay in memory at least; twice as many at most. Each takes 1.1 KB, with
+        what is kept for the kernel.
     """
 
-    def __init__(self, catalog: Catalog, *, capacity: int = 16384) -> None:
+    def __init__(self, catalog: Catalog, *, capacity: int = 25_000) -> None:
         self._catalog = catalog
         # Two generations instead of a linked list: a hit in the young one is a single look-up, and
         # what was not used for a whole generation goes with the old one.
@@ -230,8 +235,11 @@ class InodeTable:
 
     # --- finding ---
 
-    def get(self, inode_id: int) -> Inode:
+    def get(self, inode_id: int, row: InodeRow | None = None) -> Inode:
         """The inode of that number.
+
+        Args:
+          row: What the catalog has of it, if that is at hand.
 
         Raises:
           StaleError: There is none (any more).
@@ -241,7 +249,7 @@ class InodeTable:
             return inode
         inode = self._old.pop(inode_id, None)
         if inode is None:
-            row = self._catalog.get_inode(inode_id)
+            row = row or self._catalog.get_inode(inode_id)
             if row is None:
                 raise StaleError(f"inode {inode_id} does not exist")
             inode = from_row(row)
@@ -309,6 +317,7 @@ class InodeTable:
         inode.content = EMPTY
         inode.target = target
         inode.xattrs = 0
+        inode.history = 0
         inode.changed = True
         self._changed.append(inode)
         self._keep(inode)

@@ -105,9 +105,9 @@ class Namespace:
         Raises:
           NameTooLongError, StaleError, WantsDirectoryError
         """
-        number = self._catalog.get_entry(parent_id, name)
-        if number is not None:
-            return self._inodes.get(number)
+        found = self._catalog.get_entry_and_inode(parent_id, name)
+        if found is not None:
+            return self._inodes.get(*found)
         if len(name) > NAME_MAX:
             raise NameTooLongError(f"{len(name)} bytes")
         if name == b".":

@@ -21,8 +21,8 @@ class SharedInodeTable(InodeTable):
         super().__init__(catalog)
         self._rows: dict[int, InodeRow] = {}
 
-    def get(self, inode_id: int) -> Inode:
-        row = self._catalog.get_inode(inode_id)
+    def get(self, inode_id: int, row: InodeRow | None = None) -> Inode:
+        row = row or self._catalog.get_inode(inode_id)
         if row is not None:
             return self._updated(inode_id, row)
         known = self._young.get(inode_id) or self._old.get(inode_id)

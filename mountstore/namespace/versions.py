@@ -76,6 +76,8 @@ class Versions:
         self.histories = Histories(catalog, inodes.next_cookie)
         self.enabled = enabled
         self._catalog = catalog
+        self._inodes = inodes
+        catalog.on_undone.append(self._forget_in_place)
         self._moved: OrderedDict[tuple[int, bytes], _Moved] = OrderedDict()
         # What the name that an inode left has of it (rules 3 and 4): the content, and how much of its history.
         self._kept: OrderedDict[int, tuple[Content, int]] = OrderedDict()
@@ -89,6 +91,22 @@ class Versions:
         if inode.xattrs and self._catalog.get_xattr(inode.id, acls.ACCESS) is not None:
             return inode.mode & ~0o077
         return inode.mode
+
+    # --- what inodes had in place ---
+
+    def _in_place(self, inode: Inode) -> int:
+        """The history of an inode, kept with it."""
+        if inode.history < 0:
+            inode.history = self.histories.of_inode(inode.id)
+        return inode.history
+
+    def _give_in_place(self, inode: Inode, history: int) -> None:
+        self.histories.give_inode(inode.id, history)
+        inode.history = history
+
+    def _forget_in_place(self) -> None:
+        for inode in self._inodes.in_use():
+            inode.history = -1
 
     # --- reading ---
 
@@ -108,7 +126,7 @@ class Versions:
         change = inode.change
         if change is None or change.recorded or content == change.origin:
             return
-        if not self.enabled and not self.histories.ends_open(self.histories.of_inode(inode.id)):
+        if not self.enabled and not self.histories.ends_open(self._in_place(inode)):
             return
         if inode.nlink == 0:
             # Removed while it was being sealed: no name has its history any more.
@@ -117,7 +135,7 @@ class Versions:
         if origin == EMPTY:
             change.recorded = True
             return
-        known = self.histories.of_inode(inode.id)
+        known = self._in_place(inode)
         history = self.histories.append(
             known,
             origin,
@@ -131,7 +149,7 @@ class Versions:
         )
         change.recorded = True
         if history != known:
-            self.histories.give_inode(inode.id, history)
+            self._give_in_place(inode, history)
 
     # --- names ---
 
@@ -146,7 +164,7 @@ class Versions:
         own = histories.of_name(parent, name)
         if inode.nlink > 1 and not own and not replaced:
             return
-        in_place = histories.of_inode(inode.id) if inode.nlink == 1 or replaced else 0
+        in_place = self._in_place(inode) if inode.nlink == 1 or replaced else 0
         if not self.enabled and not in_place:
             return
         # Of a file without a name nothing is asked any more.
@@ -155,13 +173,13 @@ class Versions:
             if own:
                 histories.give_name(parent, name, 0)
             if in_place:
-                histories.give_inode(inode.id, 0)
+                self._give_in_place(inode, 0)
             return
         history = own
         if in_place:
             history = histories.append_all(history, in_place)
             if inode.nlink == 1:
-                histories.give_inode(inode.id, 0)
+                self._give_in_place(inode, 0)
         if inode.content != EMPTY and (self.enabled or histories.ends_open(in_place)):
             fleeting = not replaced and not in_place and self._is_fleeting(own, inode, now)
             history = self._append(history, inode, now, fleeting=fleeting)
@@ -218,7 +236,7 @@ class Versions:
         return (
             (new_parent, new_name) in self._moved
             or self.histories.of_name(parent, name) != 0
-            or self.histories.of_inode(inode.id) != 0
+            or self._in_place(inode) != 0
         )
 
     def moved_away(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
@@ -242,7 +260,7 @@ class Versions:
             return
         histories = self.histories
         own = histories.of_name(parent, name)
-        in_place = histories.of_inode(inode.id)
+        in_place = self._in_place(inode)
         if not own and not in_place:
             self.moved_away(parent, name, inode, now)
         else:
@@ -257,7 +275,7 @@ class Versions:
             self._keep(inode.id, inode.content, histories.count(in_place))
             if replaced and in_place and inode.nlink == 1:
                 # The new name goes on with its own history.
-                histories.give_inode(inode.id, 0)
+                self._give_in_place(inode, 0)
         if not replaced:
             self.taken(new_parent, new_name, now)
 
@@ -268,7 +286,7 @@ class Versions:
         if not before:
             histories.give_name(parent, name, histories.fork(own))
             return
-        in_place = histories.of_inode(inode.id)
+        in_place = self._in_place(inode)
         count = histories.count(in_place)
         if (
             self._kept.get(inode.id) == (inode.content, count)
@@ -283,7 +301,7 @@ class Versions:
         if in_place and inode.nlink == 1 and not histories.ends_open(in_place):
             # Part of it may be there, from when the file moved away.
             histories.append_missing(before, in_place)
-            histories.give_inode(inode.id, 0)
+            self._give_in_place(inode, 0)
 
     def _remember(self, parent: int, name: bytes, inode: Inode, now: int) -> None:
         self._moved[parent, name] = _Moved(

@@ -233,7 +233,8 @@ def test_readahead_is_raised_by_root_and_never_lowered(mountpoint: Path) -> None
             assert readahead.raise_readahead(device, 128)
             assert int(knob.read_text()) == 1024
         served.unmounted()
-    assert not readahead.raise_readahead(device)
+    # No device at all: the number of the one that has gone may be another mount's by now.
+    assert not readahead.raise_readahead(os.makedev(4095, 1))
 
 
 def test_only_flags_that_the_kernel_offered_are_added() -> None:
