@@ -25,6 +25,7 @@ from benchmark.operations import format_tables, run_operations
 from benchmark.report import header, load_json, save_json, write_marked
 from benchmark.systems import SYSTEMS, NotMountedError, System, missing_peers
 from benchmark.workloads import WORKLOADS, Counts, Sources, Workload, stage_repository, stage_tree
+from mountstore.fuse.mounts import read_mounts
 
 __all__ = ["main"]
 
@@ -106,6 +107,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tree", metavar="DIR", help="what cp, tar and rm work on (Python's library)")
     parser.add_argument("--settle", type=float, metavar="S", help="rest before a run (0.3; large 2)")
     parser.add_argument("--work", metavar="DIR", default="/var/tmp", help="where, on which disk (/var/tmp)")
+    parser.add_argument("--fresh", type=float, metavar="GIB", help="on a new ext4 of that size, in a file there")
     parser.add_argument("--json", metavar="FILE", help="store what was measured")
     parser.add_argument("--compare", metavar="FILE", help="a file of --json: show ours / ours then")
     parser.add_argument("--write", metavar="FILE", help="replace the section of a Markdown document")
@@ -228,13 +230,14 @@ def main() -> int:
         # Everything started from here on inherits it.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     interruptions = Interruptions()
-    work = tempfile.mkdtemp(prefix="mountstore-bench-", dir=choices.work)
-    spread(work)
+    base = tempfile.mkdtemp(prefix="mountstore-bench-", dir=choices.work)
     try:
-        if file_system_type(work) in ("tmpfs", "ramfs"):
-            progress(f"{choices.work} is in memory: dropped caches drop nothing there; see --work")
-        facts = describe(work, choices.systems)
-        outcome = run_programme(choices, work, interruptions)
+        with fresh_disk(base, choices.fresh, interruptions) as work:
+            spread(work)
+            if file_system_type(work) in ("tmpfs", "ramfs"):
+                progress(f"{choices.work} is in memory: dropped caches drop nothing there; see --work")
+            facts = describe(work, choices.systems)
+            outcome = run_programme(choices, work, interruptions)
     except KeyboardInterrupt:
         progress("interrupted")
         return 130
@@ -245,7 +248,7 @@ def main() -> int:
         return 1
     finally:
         with interruptions.held():
-            _remove(work)
+            _remove(base)
     command = shlex.join(["scripts/bench", *argv])
     report = f"{header(facts, command)}\n\n{outcome.text}"
     print(report)
@@ -256,9 +259,42 @@ def main() -> int:
     return 0
 
 
-def _remove(work: str) -> None:
-    """Delete the work directory, unless something is still mounted in it: never reach into a mount."""
-    if any(os.path.ismount(os.path.join(work, name, "root")) for name in SYSTEMS):
-        progress(f"something is still mounted below {work}: unmount and delete it")
+@contextlib.contextmanager
+def fresh_disk(base: str, size_gib: float | None, interruptions: Interruptions) -> Iterator[str]:
+    """The directory to work in: `base`, or the root of a new ext4 in a file in it.
+
+    On that nothing was deleted yet, and its blocks are allocated as they are on a new disk. The loop device does
+    without the page cache of the file below, or everything would be cached twice.
+    """
+    if size_gib is None:
+        yield base
         return
-    shutil.rmtree(work, ignore_errors=True)
+    image, mountpoint = os.path.join(base, "disk"), os.path.join(base, "fresh")
+    os.mkdir(mountpoint)
+    with open(image, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, int(size_gib * GIB))
+    _run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+    with interruptions.held():
+        device = _run("losetup", "--find", "--show", "--direct-io=on", image)
+    try:
+        with interruptions.held():
+            _run("mount", device, mountpoint)
+        try:
+            yield mountpoint
+        finally:
+            with interruptions.held():
+                _run("umount", mountpoint)
+    finally:
+        _run("losetup", "--detach", device)
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _remove(base: str) -> None:
+    """Delete the work directory, unless something is still mounted in it: never reach into a mount."""
+    if any(mount.mountpoint.startswith(f"{base}/") for mount in read_mounts()):
+        progress(f"something is still mounted below {base}: unmount and delete it")
+        return
+    shutil.rmtree(base, ignore_errors=True)

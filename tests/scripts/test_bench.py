@@ -15,9 +15,9 @@ from benchmark.figures import MIB, Sample, Spread, Unit, by_system, quantity, re
 from benchmark.goals import shortfalls
 from benchmark.growth import format_growth, run_growth
 from benchmark.large import format_large, run_large
-from benchmark.machine import Quiet
+from benchmark.machine import Quiet, file_system_type
 from benchmark.operations import format_tables, run_operations, turn
-from benchmark.program import chosen_workloads, parse
+from benchmark.program import Interruptions, chosen_workloads, fresh_disk, parse
 from benchmark.report import header, load_json, markdown_table, replace_marked, save_json, write_marked
 from benchmark.systems import Disk, System
 from benchmark.workloads import WORKLOADS, Counts, Site, Sources, Workload, stage_repository, stage_tree
@@ -460,3 +460,18 @@ def test_a_small_run_leaves_nothing_behind(tmp_path: Path) -> None:
     assert done.stdout.strip() in document.read_text()
     assert len(load_json(str(tmp_path / "raw.json"))) == 8
     assert sorted(os.listdir(tmp_path)) == ["document.md", "raw.json"]
+
+
+def test_a_fresh_disk_is_a_new_ext4_that_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    with pytest.raises(KeyboardInterrupt), fresh_disk(str(tmp_path), 0.0625, Interruptions()) as work:
+        assert file_system_type(work) == "ext4"
+        assert os.listdir(work) == ["lost+found"]
+        image = os.stat(tmp_path / "disk")
+        assert image.st_blocks * 512 >= image.st_size
+        raise KeyboardInterrupt
+    assert not os.path.ismount(tmp_path / "fresh")
+    attached = subprocess.run(["losetup", "--associated", tmp_path / "disk"], capture_output=True, check=True)
+    assert not attached.stdout
+    with fresh_disk(str(tmp_path), None, Interruptions()) as work:
+        assert work == str(tmp_path)
