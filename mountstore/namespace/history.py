@@ -106,8 +106,7 @@ class Histories:
     def __init__(self, catalog: Catalog, new_number: Callable[[], int]) -> None:
         self._catalog = catalog
         self._new_number = new_number
-        # Directories, and whether any name in them may have a history; if this is read only, somebody else may give
-        # one.
+        # Directories, and whether any name in them may have a history, unless somebody else may give one.
         self._inhabited: dict[int, bool] = {}
         catalog.on_undone.append(self._inhabited.clear)
 

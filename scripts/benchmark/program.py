@@ -273,7 +273,7 @@ def fresh_disk(base: str, size_gib: float | None, interruptions: Interruptions) 
     os.mkdir(mountpoint)
     with open(image, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, int(size_gib * GIB))
-    _run("mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+    _run("mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", image)
     with interruptions.held():
         device = _run("losetup", "--find", "--show", "--direct-io=on", image)
     try:
