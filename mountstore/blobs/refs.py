@@ -108,7 +108,7 @@ def read_ref(blobs: str, name: str) -> Ref:
 def read_refs(blobs: str) -> tuple[list[Ref], list[BadRef]]:
     """All refs beside the tree in `blobs`, newest first, and the files that cannot be read as one; blocks.
 
-    Files that are being written (their names begin with a dot) are left out.
+    Files that are being written (their names begin with a dot) are left out, and refs that are deleted meanwhile.
 
     Raises: OSError if the directory cannot be read.
     """
@@ -123,7 +123,10 @@ def read_refs(blobs: str) -> tuple[list[Ref], list[BadRef]]:
             continue
         try:
             refs.append(read_ref(blobs, name))
-        except (CorruptError, BlobMissingError, MisuseError, OSError) as exc:
+        except BlobMissingError:
+            # Deleted since the directory was read.
+            continue
+        except (CorruptError, MisuseError, OSError) as exc:
             bad.append(BadRef(name, str(exc)))
     refs.sort(key=lambda ref: (ref.time_ns, ref.name), reverse=True)
     return refs, bad

@@ -582,6 +582,27 @@ async def check_complete(w: Work) -> None:
                 assert w.store.tree.find(digest) is not None, info.name
 
 
+async def test_a_snapshot_that_is_deleted_while_refs_are_read_hinders_no_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with work(tmp_path, KEEP_NONE) as w:
+        await w.save(b"f", b"x" * 100)
+        taker = Snapshots(w.store)
+        for name in ("goes", "stays"):
+            await taker.take(name)
+        await w.forget(b"garbage")
+
+        def read_late(blobs: str, name: str) -> Ref:
+            (Path(blobs) / "refs" / "goes").unlink(missing_ok=True)
+            return read_ref(blobs, name)
+
+        monkeypatch.setattr("mountstore.blobs.refs.read_ref", read_late)
+        report = await w.collect(NO_GRACE)
+        assert report.flaws == []
+        assert w.store.tree.find(Digest.of(b"garbage")) is None
+        assert [info.name for info in await taker.list()] == ["stays"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 async def test_snapshots_collections_and_changes_in_any_order(tmp_path: Path, seed: int) -> None:
     async with work(tmp_path, KEEP_NONE) as w:
