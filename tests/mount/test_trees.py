@@ -158,7 +158,7 @@ def test_rmtree_leaves_what_rm_leaves(mount: LiveMount) -> None:
         os.symlink("g", top / name / "symlink")
         os.mkfifo(top / name / "fifo")
     (top / "kept").write_bytes(b"")
-    then = now()
+    then = now(top)
     run("rm", "-r", top / "one")
     held = open(top / "two/sub/f", "rb")  # noqa: SIM115  # it is closed below
     ask(mount, "rmtree --wait /two")

@@ -45,12 +45,13 @@ def settle(directory: Path) -> None:
     os.close(fd)
 
 
-def now() -> str:
+def now(directory: Path) -> str:
     """The time now, as a name; the coarse clock of the kernel ticks before it and after it.
 
-    A version's time is that of the daemon, which hears of close(2) a little later, and tells nobody: a while.
+    A version's time is that of the daemon, which hears of close(2) later, but before it hears of fsync(2).
     """
-    time.sleep(0.05)
+    settle(directory)
+    time.sleep(0.01)
     text = datetime.now(UTC).isoformat()
     time.sleep(0.01)
     return text
@@ -217,7 +218,7 @@ def test_other_users_see_what_they_could_see(mount: LiveMount) -> None:
         (root / name / "f").write_bytes(b"three")
     read = "print(open(arguments[0]).read())"
     show = "print(sorted(os.listdir(arguments[0])))"
-    moment = now()
+    moment = now(root)
     assert run_as(1000, show, root / "open/.versions/f") == "['1', '2', '3', 'at', 'latest']"
     assert run_as(1000, read, root / "open/.versions/f/1") == "one"
     assert run_as(1000, read, root / "open/.versions/f/2") == "EACCES"
@@ -440,7 +441,7 @@ def test_a_removed_tree_is_found_from_above(mount: LiveMount) -> None:
     (root / "a/1").write_bytes(b"number")
     # While it lives, its histories are found from above, too.
     assert (root / ".versions/a/b/f/1").read_bytes() == b"one"
-    before = now()
+    before = now(root)
     run("rm", "-r", root / "a")
     assert histories(root) == ["a"]
     assert sorted(os.listdir(root / ".versions/a")) == ["1", "b"]
@@ -463,12 +464,12 @@ def test_a_removed_tree_is_found_from_above(mount: LiveMount) -> None:
 def test_by_time(mount: LiveMount) -> None:
     file = mount.path / "f"
     (mount.path / "always").symlink_to("f")
-    moments = [now()]
+    moments = [now(mount.path)]
     for data in (b"one", b"two", b"three"):
         file.write_bytes(data)
-        moments.append(now())
+        moments.append(now(mount.path))
     file.unlink()
-    moments.append(now())
+    moments.append(now(mount.path))
     (mount.path / "g").write_bytes(b"late")
     versions = mount.path / ".versions"
     for moment, expected in zip(moments, (None, b"one", b"two", b"three", None), strict=True):
