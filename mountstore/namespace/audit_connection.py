@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from mountstore.errors import BusyError, CorruptError, NoSpaceError, StoreError
-from mountstore.namespace.catalog import APPLICATION_ID, CATALOG_FORMAT, SCHEMA, uri_path
+from mountstore.namespace.connection import uri_path
+from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, SCHEMA
 from mountstore.namespace.stale import BASE_KEY
 
 _STEPS: Final = 200_000  # of SQLite's virtual machine, some ms, between looks at Ctrl-C

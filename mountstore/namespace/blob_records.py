@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError
-from mountstore.namespace.catalog import connect
+from mountstore.namespace.connection import connect
 
 __all__ = ["BlobRecords", "find_digests"]
 

@@ -28,158 +28,28 @@ from itertools import islice
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.flush import fsync, fsync_path, is_quota, room_refused
-from mountstore.errors import CorruptError, ExistsError, MisuseError, NoSpaceError, QuotaError, StoreError
+from mountstore.errors import CorruptError, ExistsError, MisuseError, StoreError
+from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.mapped_index import MappedIndex
+from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, SCHEMA
 from mountstore.namespace.stale import BASE_KEY, Stale
-
-CATALOG_FORMAT = 1
-"""`PRAGMA user_version` of the schema below; raised by every change to it."""
-
-APPLICATION_ID = 0x6D636173  # "mcas"
-
-# 24 MiB keeps the upper levels of every B-tree of a store with a million files in memory.
-_CACHE_KIB = 24 * 1024
+from mountstore.namespace.wal import PAGE_BYTES, Wal
 
 REBUILD_HINT = "fsck.cas --rebuild makes a new one from the blobs"
 
 _CHECKPOINT_BYTES = 16 << 20
 """A WAL longer than this is worth a checkpoint."""
 
-_AHEAD_BYTES = 4 << 20
-"""Written behind the end of the WAL: a thousand changed pages, enough to delete some ten thousand files."""
-
-_ZEROS = bytes(1 << 20)
-
 _ENTRIES_MAX = 50_000
 """Names kept in memory: about 12 MiB, and a look-up in a tenth of the time."""
 
-_PAGE_BYTES = 4096
-_WAL_HEADER_BYTES = 32
-_FRAME_BYTES = 24 + _PAGE_BYTES
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
-
-CREATE TABLE inode (
-    id        INTEGER PRIMARY KEY,
-    mode      INTEGER NOT NULL,
-    uid       INTEGER NOT NULL,
-    gid       INTEGER NOT NULL,
-    nlink     INTEGER NOT NULL,
-    rdev      INTEGER NOT NULL,
-    size      INTEGER NOT NULL,      -- logical bytes of the content
-    allocated INTEGER NOT NULL,      -- of these, bytes that are not holes
-    atime_ns  INTEGER NOT NULL,
-    mtime_ns  INTEGER NOT NULL,
-    ctime_ns  INTEGER NOT NULL,
-    btime_ns  INTEGER NOT NULL,
-    parent    INTEGER NOT NULL,      -- a directory's own directory; 0 for everything else
-    kind      INTEGER NOT NULL,      -- ContentKind
-    sha256    BLOB,                  -- digest of the blob or manifest
-    blob_size INTEGER,
-    target    BLOB,                  -- of a symbolic link
-    xattrs    INTEGER NOT NULL       -- how many rows in xattr
-) STRICT;
-CREATE INDEX orphan ON inode (id) WHERE nlink = 0;
-
-CREATE TABLE entry (
-    parent INTEGER NOT NULL,
-    name   BLOB NOT NULL,
-    inode  INTEGER NOT NULL,
-    cookie INTEGER NOT NULL,         -- increasing over all entries ever made: the readdir position
-    PRIMARY KEY (parent, name)
-) WITHOUT ROWID, STRICT;
-CREATE UNIQUE INDEX listing ON entry (parent, cookie);
-
-CREATE TABLE xattr (
-    inode INTEGER NOT NULL,
-    name  BLOB NOT NULL,
-    value BLOB NOT NULL,
-    PRIMARY KEY (inode, name)
-) WITHOUT ROWID, STRICT;
-
-CREATE TABLE blob (
-    sha256   BLOB NOT NULL,
-    size     INTEGER NOT NULL,
-    checksum BLOB NOT NULL,          -- XXH3-128
-    PRIMARY KEY (sha256, size)
-) WITHOUT ROWID, STRICT;
-
-CREATE TABLE unsynced (              -- blobs placed since the last hard sync, some perhaps twice
-    sha256 BLOB NOT NULL,
-    size   INTEGER NOT NULL
-) STRICT;
-
-CREATE TABLE journal (               -- bytes of small blobs that an fsync promised, until their files are flushed
-    sha256 BLOB NOT NULL,
-    size   INTEGER NOT NULL,
-    data   BLOB NOT NULL
-) STRICT;
-
-CREATE TABLE version (               -- see mountstore.namespace.history
-    history   INTEGER NOT NULL,
-    number    INTEGER NOT NULL,
-    kind      INTEGER NOT NULL,      -- RowKind
-    sha256    BLOB,
-    blob_size INTEGER NOT NULL,
-    size      INTEGER NOT NULL,
-    mode      INTEGER NOT NULL,
-    uid       INTEGER NOT NULL,
-    gid       INTEGER NOT NULL,
-    mtime_ns  INTEGER NOT NULL,
-    until_ns  INTEGER NOT NULL,
-    PRIMARY KEY (history, number)
-) WITHOUT ROWID, STRICT;
-
-CREATE TABLE name_history (
-    parent  INTEGER NOT NULL,
-    name    BLOB NOT NULL,
-    history INTEGER NOT NULL,
-    PRIMARY KEY (parent, name)
-) WITHOUT ROWID, STRICT;
-
-CREATE TABLE inode_history (
-    inode   INTEGER PRIMARY KEY,
-    history INTEGER NOT NULL
-) STRICT;
-
-CREATE TABLE previous (              -- what an inode stood for at the last hard sync, if it changed since
-    inode      INTEGER PRIMARY KEY,
-    kind       INTEGER NOT NULL,     -- its content, as in inode
-    sha256     BLOB,
-    blob_size  INTEGER,
-    size       INTEGER NOT NULL,
-    allocated  INTEGER NOT NULL,
-    staging    TEXT,                 -- and the draft over it, as in draft
-    draft_size INTEGER,
-    base_limit INTEGER,
-    dirty      BLOB,
-    open       INTEGER NOT NULL      -- the newer content is not whole before its writer closes the file
-) STRICT;
-
-CREATE TABLE draft (                 -- staging files whose content an fsync has promised
-    inode      INTEGER PRIMARY KEY,
-    staging    TEXT NOT NULL,
-    size       INTEGER NOT NULL,
-    base_limit INTEGER NOT NULL,
-    dirty      BLOB NOT NULL         -- msgpack: sorted [start, end] pairs
-) STRICT;
-
-CREATE TABLE stale (                 -- what changed since the last snapshot: see mountstore.namespace.stale
-    kind   INTEGER NOT NULL,         -- StaleKind
-    number INTEGER NOT NULL,
-    PRIMARY KEY (kind, number)
-) WITHOUT ROWID, STRICT;
-"""
-
-_INODE_COLUMNS = (
+INODE_COLUMNS = (
     "id, mode, uid, gid, nlink, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns, "
     "parent, kind, sha256, blob_size, target, xattrs"
 )
-_LISTED_COLUMNS = ", ".join(f"i.{column}" for column in _INODE_COLUMNS.split(", "))
+_LISTED_COLUMNS = ", ".join(f"i.{column}" for column in INODE_COLUMNS.split(", "))
 # Statements that are said for every file are put together once.
-_GET_INODE = f"SELECT {_INODE_COLUMNS} FROM inode WHERE id = ?"
+_GET_INODE = f"SELECT {INODE_COLUMNS} FROM inode WHERE id = ?"
 _GET_ENTRY_AND_INODE = (
     f"SELECT e.inode, {_LISTED_COLUMNS} FROM entry AS e LEFT JOIN inode AS i ON i.id = e.inode"
     " WHERE e.parent = ? AND e.name = ?"
@@ -263,9 +133,7 @@ class Catalog:
         # The statements of the open transaction, to be said again if SQLite rolls it back.
         self._said: list[tuple[str, Any, bool]] = []
         self._checkpointer: sqlite3.Connection | None = None
-        self._wal_fd = -1
-        self._wal_salts = b""
-        self._wal_frames = 0
+        self._wal = Wal(path)
         self._committed_changes = self._db.total_changes
         # Inodes of names that were asked for or made lately, 0 for one that stood for nothing; somebody else may
         # change them if this is read only.
@@ -283,7 +151,7 @@ class Catalog:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables == 0 and not self.read_only:
-            db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(
                 f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
@@ -321,7 +189,7 @@ class Catalog:
         except sqlite3.Error as exc:
             if not self._db.in_transaction:
                 self._say_again()
-            raise _translated(self.path, exc) from exc
+            raise translated(self.path, exc) from exc
         self._said = []
         self._committed_changes = self._db.total_changes
         self._mapped.committed()
@@ -360,7 +228,7 @@ class Catalog:
         except sqlite3.Error as exc:
             if self._db.in_transaction:
                 self._execute("ROLLBACK")
-            raise _translated(self.path, exc) from exc
+            raise translated(self.path, exc) from exc
 
     def _take_back(self, kept: int) -> None:
         """Undo all but the first `kept` statements of the open transaction."""
@@ -388,61 +256,19 @@ class Catalog:
         return Savepoint(self)
 
     def wal_bytes(self) -> int:
-        """How much of the WAL is in use: its file keeps its length when SQLite begins it anew.
-
-        Told by the salts: all frames in use bear those of the header, what lies behind them older ones, or
-        zeros ("WAL File Format" of SQLite). The index of the WAL has it too, but that file must not be opened:
-        closing it would give up SQLite's locks (fcntl(2)).
-        """
-        if self._wal_fd < 0:
-            return 0
-        salts = os.pread(self._wal_fd, 8, 16)
-        if not any(salts):
-            return 0
-
-        def is_used(frame: int) -> bool:
-            return os.pread(self._wal_fd, 8, _WAL_HEADER_BYTES + (frame - 1) * _FRAME_BYTES + 8) == salts
-
-        if salts != self._wal_salts:
-            self._wal_salts, self._wal_frames = salts, 0
-        low, step = self._wal_frames, 1
-        while is_used(low + step):
-            low += step
-            step *= 2
-        while step > 1:
-            step //= 2
-            if is_used(low + step):
-                low += step
-        self._wal_frames = low
-        return _WAL_HEADER_BYTES + low * _FRAME_BYTES
+        """How much of the WAL is in use."""
+        return self._wal.used_bytes()
 
     def extend_wal(self) -> None:
-        """Have some MiB behind the end of the WAL written already: a flush of it is one of data alone then,
-        without the file system's journal, and a full disk takes a few more commits. On the owner's thread, like
-        every other write to it; a fraction of a millisecond, now and then.
-        """
-        if self._wal_fd >= 0:
-            end = os.fstat(self._wal_fd).st_size
-            if end - self.wal_bytes() < _AHEAD_BYTES:
-                try:
-                    os.pwrite(self._wal_fd, _ZEROS, end)
-                except OSError:
-                    # No room: SQLite will say so when it matters.
-                    pass
+        """Keep room behind the end of the WAL, see `Wal.extend`."""
+        self._wal.extend()
 
     def flush_wal(self) -> None:
         """Make every commit so far survive power loss. Blocks: for a worker thread, one at a time.
 
         Raises: As `mountstore.blobs.flush.fsync_path`.
         """
-        if self._wal_fd < 0:
-            try:
-                self._wal_fd = os.open(self.path + "-wal", os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return
-            # The name, of a WAL that SQLite has just made.
-            fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
-        fsync(self._wal_fd, self.path + "-wal", data_only=True)
+        self._wal.flush()
 
     def checkpoint(self) -> None:
         """Move what the WAL holds into the database file. Blocks: for a worker thread, one at a time."""
@@ -452,7 +278,7 @@ class Catalog:
                 self._checkpointer = connect(self.path, read_only=False)
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as exc:
-            raise _translated(self.path, exc) from exc
+            raise translated(self.path, exc) from exc
 
     def wants_checkpoint(self) -> bool:
         return self.wal_bytes() > _CHECKPOINT_BYTES
@@ -469,9 +295,7 @@ class Catalog:
             self._mapped.closing()
         if self._checkpointer is not None:
             self._checkpointer.close()
-        if self._wal_fd >= 0:
-            os.close(self._wal_fd)
-            self._wal_fd = -1
+        self._wal.close()
         self._db.close()
         self._mapped.close()
 
@@ -794,49 +618,3 @@ class BlobIndex:
     def close(self) -> None:
         with self._lock:
             self._db.close()
-
-
-def connect(path: str, *, read_only: bool) -> sqlite3.Connection:
-    """A connection to the database of a catalog, with the settings all of them share."""
-    uri = "file:" + uri_path(path) + ("?mode=ro" if read_only else "?mode=rwc")
-    if read_only and _is_frozen(path):
-        uri += "&immutable=1"
-    # Threads take turns by construction: the owner's thread, or one worker at a time.
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, cached_statements=200)
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("PRAGMA wal_autocheckpoint = 0")
-    db.execute("PRAGMA cache_spill = OFF")
-    db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    db.execute("PRAGMA temp_store = MEMORY")
-    db.execute("PRAGMA busy_timeout = 10000")
-    return db
-
-
-def _is_frozen(path: str) -> bool:
-    """Whether nobody can change the database: on a file system that takes no writes, where SQLite could not
-    make its shared memory. What a WAL holds cannot be read there, so then it is not."""
-    try:
-        if not os.statvfs(path).f_flag & os.ST_RDONLY:
-            return False
-        return os.stat(path + "-wal").st_size == 0
-    except FileNotFoundError:
-        return os.path.exists(path)
-
-
-def uri_path(path: str) -> str:
-    """`path` for an SQLite URI, any bytes."""
-    return "".join(
-        chr(byte) if (chr(byte).isalnum() and byte < 128) or byte in b"/._-" else f"%{byte:02X}"
-        for byte in os.fsencode(os.path.abspath(path))
-    )
-
-
-def _translated(path: str, exc: sqlite3.Error) -> Exception:
-    code = getattr(exc, "sqlite_errorcode", 0)
-    if code == sqlite3.SQLITE_FULL:
-        return NoSpaceError(f"{path}: no room for the catalog")
-    # A quota is an I/O error to SQLite, and so is a full disk when its shared memory is to grow.
-    if code & 0xFF == sqlite3.SQLITE_IOERR and (refusal := room_refused(os.path.dirname(path), _AHEAD_BYTES)):
-        kind = QuotaError if is_quota(refusal) else NoSpaceError
-        return kind(f"{path}: no room for the catalog: {refusal.strerror}")
-    return CorruptError(f"{path}: {exc}")

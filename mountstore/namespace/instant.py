@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from mountstore.namespace.catalog import _INODE_COLUMNS, _translated, connect
+from mountstore.namespace.catalog import INODE_COLUMNS
+from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
 from mountstore.namespace.pages import PAGE_SHIFT, HistoryRow, InodeRecord, ListingEntry
 
@@ -23,7 +24,7 @@ _CACHE_KIB: Final = 8 * 1024
 _BATCH: Final = 500
 
 _INODES: Final = (
-    f"SELECT {_INODE_COLUMNS} FROM inode WHERE id BETWEEN ? AND ? AND nlink > 0 ORDER BY id"
+    f"SELECT {INODE_COLUMNS} FROM inode WHERE id BETWEEN ? AND ? AND nlink > 0 ORDER BY id"
 )
 
 _NAMES: Final = (
@@ -64,7 +65,7 @@ class Instant:
         try:
             self._db = connect(path, read_only=True)
         except sqlite3.Error as exc:
-            raise _translated(path, exc) from exc
+            raise translated(path, exc) from exc
         try:
             self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             self._db.execute("BEGIN")
@@ -74,7 +75,7 @@ class Instant:
             self.adopted = bool(self._counter("adopted", 0))
         except sqlite3.Error as exc:
             self._db.close()
-            raise _translated(path, exc) from exc
+            raise translated(path, exc) from exc
         except BaseException:
             self._db.close()
             raise
@@ -95,13 +96,13 @@ class Instant:
             finally:
                 cursor.close()
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
 
     def _value(self, sql: str, parameters: tuple[Any, ...]) -> int | None:
         try:
             row = self._db.execute(sql, parameters).fetchone()
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
         return None if row is None else row[0]
 
     # --- which pages there are ---

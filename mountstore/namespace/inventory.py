@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError, MisuseError
-from mountstore.namespace.catalog import _translated, connect
+from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.history import FLEETING, RowKind
 from mountstore.namespace.stale import BASE_KEY
 
@@ -84,7 +84,7 @@ class Inventory:
         try:
             self._db = connect(path, read_only=True)
         except sqlite3.Error as exc:
-            raise _translated(path, exc) from exc
+            raise translated(path, exc) from exc
         try:
             self._run("PRAGMA temp_store = FILE")
             self._run(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -113,13 +113,13 @@ class Inventory:
         try:
             return self._db.execute(sql, parameters)
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
 
     def _run_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
             self._db.executemany(sql, rows)
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
 
     def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         cursor = self._run(sql, parameters)
@@ -127,7 +127,7 @@ class Inventory:
             while batch := cursor.fetchmany(_BATCH):
                 yield from batch
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
         finally:
             cursor.close()
 

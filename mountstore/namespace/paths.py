@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mountstore.namespace.catalog import connect
+from mountstore.namespace.connection import connect
 from mountstore.namespace.inodes import ROOT
 
 PATHS_MAX = 8

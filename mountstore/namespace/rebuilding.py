@@ -20,8 +20,9 @@ import msgspec
 from mountstore.blobs.digest import CHECKSUM_BYTES, Digest
 from mountstore.blobs.flush import fsync_path
 from mountstore.errors import CorruptError
-from mountstore.namespace.catalog import APPLICATION_ID, CATALOG_FORMAT, SCHEMA, _translated, uri_path
+from mountstore.namespace.connection import translated, uri_path
 from mountstore.namespace.pages import HistoryRow, InodeRecord, ListingEntry
+from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, SCHEMA
 
 _BATCH: Final = 20_000
 _CACHE_KIB: Final = 64 * 1024
@@ -54,7 +55,7 @@ class CatalogBuilder:
         try:
             self._db = sqlite3.connect(f"file:{uri_path(path)}?mode=rwc", uri=True, isolation_level=None)
         except sqlite3.Error as exc:
-            raise _translated(path, exc) from exc
+            raise translated(path, exc) from exc
         try:
             self._begin()
         except BaseException:
@@ -75,7 +76,7 @@ class CatalogBuilder:
         try:
             self._db.executescript(f"BEGIN; {SCHEMA}")
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
         self._indexes = self._run(
             "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql NOT NULL"
         ).fetchall()
@@ -193,7 +194,7 @@ class CatalogBuilder:
         except sqlite3.IntegrityError as exc:
             raise CorruptError(f"the snapshot contradicts itself: {exc}") from exc
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
 
     def _run_many(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
@@ -201,7 +202,7 @@ class CatalogBuilder:
         except sqlite3.IntegrityError as exc:
             raise CorruptError(f"the snapshot contradicts itself: {exc}") from exc
         except sqlite3.Error as exc:
-            raise _translated(self._path, exc) from exc
+            raise translated(self._path, exc) from exc
 
 
 def remove_catalog(path: str) -> None:

@@ -6,7 +6,7 @@ import sqlite3
 import stat
 from typing import Final, NamedTuple
 
-from mountstore.namespace.catalog import _translated, connect
+from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.history import RowKind
 
 _FILE_TYPE: Final = 0o170000
@@ -46,7 +46,7 @@ def read_totals(catalog_path: str) -> CatalogTotals:
     try:
         db = connect(catalog_path, read_only=True)
     except sqlite3.Error as exc:
-        raise _translated(catalog_path, exc) from exc
+        raise translated(catalog_path, exc) from exc
     try:
         # One state of the catalog for all three.
         db.execute("BEGIN")
@@ -66,7 +66,7 @@ def read_totals(catalog_path: str) -> CatalogTotals:
         ).fetchone()
         blobs, blob_bytes = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM blob").fetchone()
     except sqlite3.Error as exc:
-        raise _translated(catalog_path, exc) from exc
+        raise translated(catalog_path, exc) from exc
     finally:
         db.close()
     return CatalogTotals(

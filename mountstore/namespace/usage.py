@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Self
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import AbsentError, CorruptError
-from mountstore.namespace.catalog import connect
+from mountstore.namespace.connection import connect
 from mountstore.namespace.inodes import ROOT
 
 _TABLES: Final = """
