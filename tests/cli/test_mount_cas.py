@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -302,11 +303,13 @@ def test_the_mount_of_a_killed_daemon_is_cleaned_up_by_the_next_mount(
 @pytest.fixture
 def fuse_for_everybody() -> Iterator[None]:
     """/dev/fuse as udev makes it; without udev, in a container, it may be root's alone."""
-    device = Path("/dev/fuse")
-    mode = device.stat().st_mode
-    device.chmod(mode | 0o666)
-    yield
-    device.chmod(mode)
+    with open("/dev/fuse", "rb", buffering=0) as device:
+        # Or a test beside this one, which does the same, would put it back too soon.
+        fcntl.flock(device, fcntl.LOCK_EX)
+        mode = os.fstat(device.fileno()).st_mode
+        os.fchmod(device.fileno(), mode | 0o666)
+        yield
+        os.fchmod(device.fileno(), mode)
 
 
 @pytest.mark.usefixtures("fuse_for_everybody")

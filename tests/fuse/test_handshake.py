@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import subprocess
@@ -38,10 +39,13 @@ def device_for_everybody() -> Iterator[None]:
     if os.getuid() != 0:
         yield
         return
-    mode = os.stat("/dev/fuse").st_mode
-    os.chmod("/dev/fuse", mode | 0o666)
-    yield
-    os.chmod("/dev/fuse", mode)
+    with open("/dev/fuse", "rb", buffering=0) as device:
+        # Or a test beside this one, which does the same, would put it back too soon.
+        fcntl.flock(device, fcntl.LOCK_EX)
+        mode = os.fstat(device.fileno()).st_mode
+        os.fchmod(device.fileno(), mode | 0o666)
+        yield
+        os.fchmod(device.fileno(), mode)
 
 
 @pytest.fixture(params=["root", "ordinary user"])
