@@ -86,6 +86,9 @@ class Committer:
         self._on_doubt = on_doubt
         self._waiting: _Cycle | None = None
         self._wanted = trio.Event()
+        self._changed = trio.Event()
+        for source in (catalog, inodes, ledger):
+            source.on_change = self._note_change
         self._synced_at_change = -1
         self._doubt: Exception | None = None
         self._full = False
@@ -102,6 +105,12 @@ class Committer:
         self.on_full: Callable[[bool], None] = lambda full: None
 
     # --- soft ---
+
+    def _note_change(self) -> None:
+        self._changed.set()
+
+    def _has_changes(self) -> bool:
+        return self._inodes.has_changes or self._ledger.has_changes or self._catalog.uncommitted()
 
     def commit(self, *, pause: bool = False) -> None:
         """Write all changed rows and commit; `pause` as of `Catalog.commit`.
@@ -270,8 +279,12 @@ class Committer:
 
     async def _run_soft(self) -> None:
         while self._doubt is None:
+            if not self._has_changes():
+                # No timer runs while nothing happens.
+                self._changed = trio.Event()
+                await self._changed.wait()
             await trio.sleep(SOFT_INTERVAL_S)
-            if self._inodes.has_changes or self._ledger.has_changes or self._catalog.uncommitted():
+            if self._has_changes():
                 self._commit_or_keep()
 
     async def _run_hard(self) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import stat
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
@@ -227,6 +228,8 @@ class InodeTable:
         self._generation = capacity
         self._threshold = capacity
         self._changed: list[Inode] = []
+        # To be told of the first change since a flush.
+        self.on_change: Callable[[], None] = lambda: None
         self._next_inode: int = catalog.get_meta("next_inode", ROOT + 1)
         self._next_cookie: int = catalog.get_meta("next_cookie", FIRST_COOKIE)
         if not catalog.get_meta("clean", 1):
@@ -318,8 +321,7 @@ class InodeTable:
         inode.target = target
         inode.xattrs = 0
         inode.history = 0
-        inode.changed = True
-        self._changed.append(inode)
+        self._note(inode)
         self._keep(inode)
         return inode
 
@@ -337,11 +339,16 @@ class InodeTable:
         """Note that a field of `inode` was changed."""
         inode.view = None
         if not inode.changed:
-            inode.changed = True
-            self._changed.append(inode)
+            self._note(inode)
             if inode.id not in self._young:
                 self._old.pop(inode.id, None)
                 self._keep(inode)
+
+    def _note(self, inode: Inode) -> None:
+        inode.changed = True
+        if not self._changed:
+            self.on_change()
+        self._changed.append(inode)
 
     @property
     def has_changes(self) -> bool:
