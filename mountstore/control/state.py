@@ -35,6 +35,7 @@ def status(services: Services, jobs: Jobs) -> dict[str, object]:
         "no_room": store.namespace.no_room,
         "versions": store.versions.enabled,
         "files_being_written": drafted,
+        "uncommitted": store.commits.has_changes,
         "waiting_bytes": store.space.claimed_bytes,
         "jobs_running": len(running),
         "collection_held": services.holds.describe(),

@@ -109,7 +109,9 @@ class Committer:
     def _note_change(self) -> None:
         self._changed.set()
 
-    def _has_changes(self) -> bool:
+    @property
+    def has_changes(self) -> bool:
+        """Whether the death of this process would cost anything now, but for drafts."""
         return self._inodes.has_changes or self._ledger.has_changes or self._catalog.uncommitted()
 
     def commit(self, *, pause: bool = False) -> None:
@@ -279,12 +281,12 @@ class Committer:
 
     async def _run_soft(self) -> None:
         while self._doubt is None:
-            if not self._has_changes():
+            if not self.has_changes:
                 # No timer runs while nothing happens.
                 self._changed = trio.Event()
                 await self._changed.wait()
             await trio.sleep(SOFT_INTERVAL_S)
-            if self._has_changes():
+            if self.has_changes:
                 self._commit_or_keep()
 
     async def _run_hard(self) -> None:
