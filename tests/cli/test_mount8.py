@@ -40,15 +40,33 @@ fail() { echo "FAILED: $*"; exit 1; }
 """
 
 
+# Where the root directory is no mount point (chroot), nothing can be said about how mounts in it spread: it is
+# mounted once more, and the script runs in that.
+IN_CHROOT = """
+mkdir "$T/root"
+mount --rbind / "$T/root"
+mount --make-rslave "$T/root"
+exec chroot "$T/root" bash -c "$1"
+"""
+
+
 def run(tmp_path: Path, script: str) -> str:
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "slave", "bash", "-c", PREPARE + script],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "T": str(tmp_path), "BIN": str(BIN), "SCRIPTS": str(SCRIPTS)},
-    )
+    command = ["unshare", "--mount", "--propagation", "slave", "bash", "-c", PREPARE + script]
+    if not os.path.ismount("/"):
+        command[3:] = ["unchanged", "bash", "-ec", IN_CHROOT, "bash", PREPARE + script]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "T": str(tmp_path), "BIN": str(BIN), "SCRIPTS": str(SCRIPTS)},
+        )
+    finally:
+        if os.path.ismount(tmp_path / "root"):
+            # What the chroot lies on passes mounts on.
+            subprocess.run(["umount", "--recursive", "--lazy", tmp_path / "root"], check=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

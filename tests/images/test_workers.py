@@ -14,6 +14,7 @@ import trio
 from PIL import Image
 
 from images.pictures import animation, corners, decoded, encoded, quarters
+from images.processes import children_of, workers_of
 from mountstore.errors import ImageError, TooLargeError
 from mountstore.images.job import Format, Job, Limits, Outcome, new_job
 from mountstore.images.workers import Workers
@@ -61,33 +62,14 @@ async def assert_well(workers: Workers) -> None:
     assert corners(decoded(data)) == corners(quarters())
 
 
-def children_of(process: int) -> list[int]:
-    """Of all its threads, whichever started them."""
-    threads = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(word) for thread in threads for word in thread.read_text().split()]
-
-
-def worker_pids() -> list[int]:
-    """Our worker processes that are alive."""
-    found = []
-    for child in children_of(os.getpid()):
-        try:
-            command = Path(f"/proc/{child}/cmdline").read_bytes()
-        except FileNotFoundError:
-            continue
-        if b"mountstore.images.worker" in command:
-            found.append(child)
-    return found
-
-
 async def test_one_process_serves_job_after_job(workers: Workers) -> None:
-    assert not worker_pids()
+    assert not workers_of(os.getpid())
     for _ in range(5):
         await assert_well(workers)
     assert workers.started == 1
-    assert len(worker_pids()) == 1
+    assert len(workers_of(os.getpid())) == 1
     await workers.aclose()
-    assert not worker_pids()
+    assert not workers_of(os.getpid())
 
 
 async def test_every_format_and_option_works_without_names_and_rights(workers: Workers) -> None:
@@ -115,7 +97,7 @@ async def test_idle_processes_end(make_workers: MakeWorkers) -> None:
     workers = make_workers(idle_s=0.05)
     await assert_well(workers)
     with trio.fail_after(20):
-        while worker_pids():
+        while workers_of(os.getpid()):
             await trio.sleep(0.02)
     await assert_well(workers)
     assert workers.started == 2
@@ -131,7 +113,7 @@ async def test_a_worker_has_no_descriptors_of_ours_and_no_rights(workers: Worker
     os.set_inheritable(inheritable, True)
     try:
         await assert_well(workers)
-        (pid,) = worker_pids()
+        (pid,) = workers_of(os.getpid())
         # Of the daemon it has the socket; 0 to 2 are /dev/null.
         links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
         (own,) = [link for link in links if link != "/dev/null"]
@@ -222,7 +204,7 @@ async def test_a_worker_that_is_killed_fails_its_job_at_most(workers: Workers, u
     slow = encoded(Image.effect_noise((1000, 1000), 90), "PNG")
 
     async def kill_when_at_work() -> None:
-        while not (pids := worker_pids()) or not children_of(pids[0]):
+        while not (pids := workers_of(os.getpid())) or not children_of(pids[0]):
             await trio.sleep(0.001)
         os.kill(pids[0], signal.SIGKILL)
 
@@ -244,7 +226,7 @@ async def test_a_decoder_ends_with_its_worker(workers: Workers) -> None:
     decoders = []
 
     async def kill_when_at_work() -> None:
-        while not (pids := worker_pids()) or not (children := children_of(pids[0])):
+        while not (pids := workers_of(os.getpid())) or not (children := children_of(pids[0])):
             await trio.sleep(0.001)
         decoders.extend(children)
         await trio.sleep(0.05)
@@ -263,7 +245,7 @@ async def test_a_decoder_ends_with_its_worker(workers: Workers) -> None:
 
 async def test_a_decoder_that_is_killed_fails_its_job_only(workers: Workers) -> None:
     await assert_well(workers)
-    (pid,) = worker_pids()
+    (pid,) = workers_of(os.getpid())
     slow = encoded(Image.effect_noise((1000, 1000), 90), "PNG")
 
     async def kill_when_at_work() -> None:
@@ -281,7 +263,7 @@ async def test_a_decoder_that_is_killed_fails_its_job_only(workers: Workers) -> 
 
 async def test_a_worker_that_died_while_idle_is_replaced_unnoticed(workers: Workers) -> None:
     await assert_well(workers)
-    (pid,) = worker_pids()
+    (pid,) = workers_of(os.getpid())
     os.kill(pid, signal.SIGKILL)
     with trio.fail_after(20):
         while Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -296,7 +278,7 @@ async def test_whoever_gives_up_takes_the_worker_along(workers: Workers) -> None
     with trio.move_on_after(0.2) as scope:
         await work(workers, slow, new_job("6000", Format.AVIF))
     assert scope.cancelled_caught
-    assert not worker_pids()
+    assert not workers_of(os.getpid())
     await assert_well(workers)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from images.pictures import corners, decoded, encoded, quarters
+from images.processes import workers_of
 from images.test_workers import png
 from PIL import Image
 
@@ -55,12 +56,6 @@ def resize(fd: int, *words: str) -> dict[str, Any]:
         assert number == getattr(errno, answer["error"])
         raise Refused(number, answer["message"])
     return answer
-
-
-def workers_of(mount: LiveMount) -> list[int]:
-    threads = Path(f"/proc/{mount.pid}/task").glob("*/children")
-    children = [int(word) for thread in threads for word in thread.read_text().split()]
-    return [child for child in children if b"images.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_programs_see_the_result_at_once(mount: LiveMount) -> None:
@@ -145,15 +140,15 @@ def test_hostile_images_are_errors_and_the_mount_goes_on(mount: LiveMount) -> No
 def test_the_daemon_decodes_nothing_and_leaves_nobody_behind(make_mount: MountMaker) -> None:
     mount = make_mount()
     (mount.path / "a.png").write_bytes(encoded(quarters(), "PNG"))
-    assert not workers_of(mount)
+    assert not workers_of(mount.pid)
     with control_of(mount) as control:
         resize(control, "a.png", "40x40", "b.png")
-        (worker,) = workers_of(mount)
+        (worker,) = workers_of(mount.pid)
         assert "/PIL/" not in Path(f"/proc/{mount.pid}/maps").read_text()
         # Whoever kills a worker costs nobody anything but a new one.
         os.kill(worker, signal.SIGKILL)
         resize(control, "a.png", "41x40", "c.png")
-    (worker,) = workers_of(mount)
+    (worker,) = workers_of(mount.pid)
     mount.unmount()
     assert not Path(f"/proc/{worker}").exists()
 
@@ -163,7 +158,7 @@ def test_a_killed_daemon_takes_its_workers_along(make_mount: MountMaker) -> None
     (mount.path / "a.png").write_bytes(encoded(quarters(), "PNG"))
     with control_of(mount) as control:
         resize(control, "a.png", "40x40", "b.png")
-    (worker,) = workers_of(mount)
+    (worker,) = workers_of(mount.pid)
     with control_of(mount) as control:
         os.write(control, b"sync\n")
     mount.kill()
