@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from programs import BIN
 
+from mountstore.fuse.mounts import mount_at
+
 pytestmark = pytest.mark.mount
 
 SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
@@ -52,7 +54,7 @@ exec chroot "$T/root" bash -c "$1"
 
 def run(tmp_path: Path, script: str) -> str:
     command = ["unshare", "--mount", "--propagation", "slave", "bash", "-c", PREPARE + script]
-    if not os.path.ismount("/"):
+    if mount_at("/") is None:
         command[3:] = ["unchanged", "bash", "-ec", IN_CHROOT, "bash", PREPARE + script]
     try:
         done = subprocess.run(
