@@ -97,6 +97,8 @@ class Operations(pyfuse3.Operations):
         self._attributes = store.attributes
         self._drafted = store.drafts.inodes
         self._find = store.namespace.find
+        self._find_view = store.namespace.find_view
+        store.inodes.present = self._present
         self._get = store.namespace.get
         self._cache_s = cache_s
         # Damage that was logged; bounded by how many inodes are damaged.
@@ -155,6 +157,9 @@ class Operations(pyfuse3.Operations):
             or (parent_inode == ROOT and name in self._reserved)
         ):
             return await self._lookup_virtual(parent_inode, name)
+        view: EntryAttributes | None = self._find_view(parent_inode, name)
+        if view is not None:
+            return view
         inode = self._find(parent_inode, name)
         if inode is None:
             return self._absent

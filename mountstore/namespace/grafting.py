@@ -98,6 +98,8 @@ class Graft:
         self._catalog.add_entries(entries)
         if links:
             self._catalog.add_links(links)
+            for number in links:
+                self._inodes.forget_view(number)
 
     def _enter(self, directory: int) -> None:
         """The directory that the topmost is in, which is in memory, has another below it."""

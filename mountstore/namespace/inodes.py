@@ -7,6 +7,8 @@ Invariants
      interval costs a single row written.
   3. An inode that is pinned (open, drafted, orphaned, changed) is never dropped from memory.
   4. Inode numbers are never used twice, also not after a crash.
+  5. Of an inode that was dropped from memory its view may stay for a while: it holds until the inode is in memory
+     again, since nothing changes but there.
 
 An orphan is an inode without a name that somebody still uses. The kernel's word that nobody does is its
 FORGET, which it sends once, with everything it ever looked up, when it drops the inode (fuse_evict_inode in
@@ -18,6 +20,7 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
@@ -215,12 +218,16 @@ class InodeTable:
 
     Args:
       catalog: Where the rows are.
-      capacity: How many unpinned inodes stay in memory at least; twice as many at most. Each takes 1.1 KB, with
-        what is kept for the kernel.
+      capacity: How many unpinned inodes stay in memory at least; twice as many at most. Each takes 1.1 KB.
+      views: How many views of others stay; each takes 0.3 KB. None, if somebody else may change inodes.
     """
 
-    def __init__(self, catalog: Catalog, *, capacity: int = 25_000) -> None:
+    def __init__(self, catalog: Catalog, *, capacity: int = 8192, views: int = 100_000) -> None:
         self._catalog = catalog
+        self._views: dict[int, Any] = {}
+        self._views_max = views
+        # Makes the view of an inode; set by whoever presents inodes.
+        self.present: Callable[[Inode], Any] = lambda inode: None
         # Two generations instead of a linked list: a hit in the young one is a single look-up, and
         # what was not used for a whole generation goes with the old one.
         self._young: dict[int, Inode] = {}
@@ -256,8 +263,14 @@ class InodeTable:
             if row is None:
                 raise StaleError(f"inode {inode_id} does not exist")
             inode = from_row(row)
+            inode.view = self._views.pop(inode_id, None)
         self._keep(inode)
         return inode
+
+    def view_of(self, inode_id: int) -> Any:
+        """The view of an inode; None if it has none, or it is not in memory."""
+        inode = self._young.get(inode_id) or self._old.get(inode_id)
+        return self._views.get(inode_id) if inode is None else inode.view
 
     def peek(self, inode_id: int, row: InodeRow | None) -> Inode:
         """Like `get` with the row at hand, and without making it stay in memory (for long listings)."""
@@ -272,6 +285,20 @@ class InodeTable:
             dropped, self._old = self._old, self._young
             self._young = {key: value for key, value in dropped.items() if value.pinned}
             self._threshold = self._generation + 2 * len(self._young)
+            if self._views_max:
+                self._keep_views(dropped)
+
+    def _keep_views(self, dropped: dict[int, Inode]) -> None:
+        views, present = self._views, self.present
+        for key, inode in dropped.items():
+            if not inode.pinned and (view := inode.view or present(inode)) is not None:
+                views[key] = view
+        for oldest in list(islice(views, max(0, len(views) - self._views_max))):
+            del views[oldest]
+
+    def forget_view(self, inode_id: int) -> None:
+        """The row of an inode was changed that is not in memory."""
+        self._views.pop(inode_id, None)
 
     def in_use(self) -> list[Inode]:
         """Every inode in memory."""
@@ -342,6 +369,7 @@ class InodeTable:
             self._note(inode)
             if inode.id not in self._young:
                 self._old.pop(inode.id, None)
+                self._views.pop(inode.id, None)
                 self._keep(inode)
 
     def _note(self, inode: Inode) -> None:
@@ -377,6 +405,7 @@ class InodeTable:
     def remove(self, inode: Inode) -> None:
         """Drop an inode that has no name and no user: its row, attributes and draft record."""
         inode.changed = False
+        self._views.pop(inode.id, None)
         self._young.pop(inode.id, None)
         self._old.pop(inode.id, None)
         if inode.stored:

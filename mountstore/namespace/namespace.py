@@ -13,7 +13,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mountstore.errors import (
     AbsentError,
@@ -115,6 +115,11 @@ class Namespace:
         if name == b"..":
             return self._inodes.get(self._directory(parent_id).parent)
         return None
+
+    def find_view(self, parent_id: int, name: bytes) -> Any:
+        """The view of what `name` stands for, if that is in memory."""
+        number = self._catalog.known_entry(parent_id, name)
+        return None if number is None else self._inodes.view_of(number)
 
     def listing(self, directory: Inode, after: int) -> Generator[tuple[int, bytes, Inode], None, None]:
         """Position, name and inode of each entry beyond position `after` (0 for all), `.` and `..` first.

@@ -18,7 +18,7 @@ class SharedInodeTable(InodeTable):
     """The inodes of a store that another process may be writing."""
 
     def __init__(self, catalog: Catalog) -> None:
-        super().__init__(catalog)
+        super().__init__(catalog, views=0)
         self._rows: dict[int, InodeRow] = {}
 
     def get(self, inode_id: int, row: InodeRow | None = None) -> Inode:
@@ -29,6 +29,9 @@ class SharedInodeTable(InodeTable):
         if known is None or known.handles == 0:
             raise StaleError(f"inode {inode_id} does not exist")
         return known
+
+    def view_of(self, inode_id: int) -> None:
+        """None: it may have changed."""
 
     def peek(self, inode_id: int, row: InodeRow | None) -> Inode:
         if row is None:

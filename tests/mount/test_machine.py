@@ -1,7 +1,8 @@
 """Random operations on a mount and on a plain directory: after every step they look the same.
 
 The same machine runs on ordinary mounts, on a store with tiny pieces, so that files of some KiB are manifests,
-and on a daemon with tiny limits, so that drafts of such files are streamed and staged.
+and on daemons with tiny limits, so that drafts of such files are streamed and staged, and what is known of names
+and inodes is forgotten all the time.
 """
 
 from __future__ import annotations
@@ -293,12 +294,27 @@ for module, name, value in [
 """Makes a daemon stream, stage and use threads for files of some KiB."""
 
 
+SMALL_MEMORY = """
+from mountstore.fuse.operations import Operations
+from mountstore.namespace import catalog
+from mountstore.namespace.inodes import InodeTable
+for defaults, name, value in [
+    (InodeTable.__init__.__kwdefaults__, "capacity", 2), (InodeTable.__init__.__kwdefaults__, "views", 3),
+    (Operations.__init__.__kwdefaults__, "cache_s", 0.0), (vars(catalog), "_ENTRIES_MAX", 4),
+]:
+    assert type(defaults[name]) is type(value)
+    defaults[name] = value
+"""
+"""Makes a daemon forget names and inodes at once, and the kernel ask for them every time."""
+
+
 @pytest.mark.parametrize(
     ("options", "piece_max", "prelude"),
     [
         pytest.param((), None, "", id="ordinary"),
         pytest.param((), 65_536, "", id="tiny pieces"),
         pytest.param((), 65_536, SMALL_LIMITS, id="small limits"),
+        pytest.param((), None, SMALL_MEMORY, id="small memory"),
         pytest.param(("nofastloop",), None, "", id="original loop"),
         pytest.param(("nohandshake",), None, "", id="no handshake"),
     ],
