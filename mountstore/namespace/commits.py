@@ -310,6 +310,9 @@ class Committer:
                     raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
                 journal = cycle is not None and not cycle.files and trio.current_time() < next_flush
                 if journal and self._ledger.journal():
+                    # In the same transaction: with it everything so far survives, and nothing goes back behind it.
+                    self._replaced.take()
+                    self._replaced.settle()
                     await self._flush_catalog()
                 else:
                     await self.sync_now()

@@ -14,6 +14,8 @@ Invariants
   1. A note is in the same transaction as the content that replaces it.
   2. What a note speaks of survived power loss when it was made, or is itself listed as unsynced.
   3. The staging file of a draft in a note exists until the hard sync that makes the note needless.
+  4. While a hard sync is under way, a note has two forms: what holds if power fails before it has ended, which is
+     in the catalog, and what holds afterwards, which the sync is making safe.
 """
 
 from __future__ import annotations
@@ -49,6 +51,10 @@ class Replaced:
         self._unlisted: dict[int, Previous] = {}
         self._open: dict[int, Previous] = {}
         self._opened_s: dict[int, float] = {}
+        # What takes the place of open notes as soon as a hard sync that begins from now on has ended: what the
+        # replaced file had, which that flushes; and those of them that the one under way flushes.
+        self._flushed_later: dict[int, Previous] = {}
+        self._flushed_now: dict[int, Previous] = {}
         # Inodes that got their first content since the last hard sync, or since the one before the one under
         # way: what they had in between is as likely to be lost as what they have.
         self._fresh: set[int] = set()
@@ -67,7 +73,7 @@ class Replaced:
         """An inode is about to get another content; only its first one since the last hard sync counts."""
         if inode in self._since:
             return
-        held = self._open.get(inode)
+        held = self._flushed_now.get(inode) or self._open.get(inode)
         if held is not None:
             # What it had when it took the name was never the whole of it.
             self._put(inode, held._replace(open=False))
@@ -90,27 +96,59 @@ class Replaced:
     ) -> None:
         """A file took the name of `replaced`, which has this content: should its own be lost, it goes back
         to that, unless it has something of its own to go back to."""
-        fresh = inode in self._fresh or inode in self._fresh_taken
-        known = not fresh and (inode in self._since or inode in self._taken)
+        fresh = inode in self._fresh
+        # What it has is part of the sync under way: afterwards it needs nothing to go back to.
+        flushed = inode in self._fresh_taken and not fresh
+        known = not fresh and not flushed and (inode in self._since or inode in self._taken)
         if known and not still_open:
             return
-        previous = self._open.get(replaced) or self._since.get(replaced) or self._taken.get(replaced)
-        if previous is None and (content.digest is not None or draft is not None):
-            previous = Previous(content, allocated, draft)
-        if previous is None:
+        now, later = self._notes_of(replaced, content, allocated, draft)
+        if now is None or later is None:
             return
         if still_open:
-            self._open[inode] = self._unlisted[inode] = previous._replace(open=True)
+            self._open[inode] = later._replace(open=True)
             self._opened_s[inode] = time.monotonic()
-        if not known:
-            self._since[inode] = previous._replace(open=False)
-            self._unlisted[inode] = previous._replace(open=still_open)
+            self._flushed_now.pop(inode, None)
+            if replaced in self._open:
+                self._flushed_later[inode] = self._flushed_later.get(replaced, later)
+            else:
+                self._flushed_later[inode] = Previous(content, allocated, draft)
+            self._unlisted[inode] = now._replace(open=True)
+        if known:
+            return
+        if flushed or now is not later:
+            self._taken[inode] = now._replace(open=False)
+        if not flushed:
+            self._since[inode] = later._replace(open=False)
+        self._unlisted[inode] = now._replace(open=still_open)
+
+    def _notes_of(
+        self, inode: int, content: Content, allocated: int, draft: DraftRow | None
+    ) -> tuple[Previous | None, Previous | None]:
+        """What an inode with this content goes back to: now, and when the sync under way has ended."""
+        held = self._open.get(inode)
+        if held is not None:
+            return held, held
+        later = self._since.get(inode)
+        if later is None and (content.digest is not None or draft is not None):
+            later = Previous(content, allocated, draft)
+        now = self._taken.get(inode)
+        if now is None:
+            return later, later
+        # It was there before the sync, so also what is empty is something to go back to.
+        return now, later or Previous(EMPTY, 0, None)
 
     def closed(self, inode: int) -> None:
         """The content of a file that was open when it took another's name is whole, in this transaction."""
         previous = self._open.pop(inode, None)
         self._opened_s.pop(inode, None)
+        self._flushed_later.pop(inode, None)
+        flushed = self._flushed_now.pop(inode, None)
         if previous is not None:
+            if flushed is not None:
+                self._taken.setdefault(inode, previous._replace(open=False))
+                # Of a draft in it the staging file does not outlast this sync.
+                previous = flushed._replace(draft=None)
             # Also if a sync is under way: what has just been sealed is not part of it.
             own = self._since.setdefault(inode, previous._replace(open=False))
             self._unlisted[inode] = self._taken.get(inode, own)
@@ -124,7 +162,7 @@ class Replaced:
 
     def contents(self) -> set[Content]:
         """What the notes in memory speak of; some reach the catalog only when the sync under way has ended."""
-        kept = (self._taken, self._since, self._open)
+        kept = (self._taken, self._since, self._open, self._flushed_later, self._flushed_now)
         return {note.content for notes in kept for note in notes.values()}
 
     def flush(self) -> None:
@@ -143,6 +181,8 @@ class Replaced:
         self._since = {}
         self._fresh_taken |= self._fresh
         self._fresh = set()
+        self._flushed_now = {**self._flushed_now, **self._flushed_later}
+        self._flushed_later = {}
 
     def put_back(self) -> None:
         """It failed."""
@@ -150,12 +190,18 @@ class Replaced:
         self._taken = {}
         self._fresh |= self._fresh_taken
         self._fresh_taken = set()
+        self._flushed_later = {**self._flushed_now, **self._flushed_later}
+        self._flushed_now = {}
 
     def settle(self) -> None:
         """The blobs are flushed: only later notes stay."""
         self._catalog.clear_previous()
         self._taken = {}
         self._fresh_taken = set()
+        for inode, flushed in self._flushed_now.items():
+            if inode in self._open:
+                self._open[inode] = flushed._replace(open=True)
+        self._flushed_now = {}
         # A draft in an open note has no staging file for longer than this: what is below it must do.
         self._open = {inode: previous._replace(draft=None) for inode, previous in self._open.items()}
         self._unlisted = {**self._since, **self._open}

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import ExistsError, NoSpaceError, ReadOnlyError
@@ -21,6 +22,7 @@ from mountstore.namespace.commits import SOFT_INTERVAL_S
 from mountstore.namespace.draft import MEMORY_MAX
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
+from mountstore.namespace.replaced import from_row
 from mountstore.store import Store
 
 pytestmark = pytest.mark.trio
@@ -66,6 +68,24 @@ async def test_a_soft_commit_comes_by_itself(
         assert committed(store_path) == []
         await trio.sleep(SOFT_INTERVAL_S * 1.01)
         assert committed(store_path) == [b"f"]
+
+
+async def test_what_the_journal_keeps_is_what_a_file_goes_back_to(store_path: str) -> None:
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        await write_file(store, b"f", b"at the last flush of files")
+        await store.commits.hard_sync()
+        inode = await write_file(store, b"new", b"promised by the journal")
+        store.namespace.rename(ROOT, b"new", ROOT, b"f")
+        await store.commits.hard_sync()
+        assert store.ledger.has_journaled
+        handle = store.files.open(inode, writable=True, privileged=True)
+        await store.files.truncate(inode, 0, privileged=True)
+        await store.files.write(handle, 0, b"not promised")
+        await store.files.release(handle)
+        store.commits.commit()
+        (previous,) = store.catalog.previous()
+        assert previous[0] == inode.id
+        assert from_row(previous).content.digest == Digest.of(b"promised by the journal")
 
 
 async def test_no_timer_runs_while_nothing_happens(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import Digest
@@ -14,14 +17,120 @@ def content(text: bytes) -> Content:
     return Content(ContentKind.BLOB, Digest.of(text), len(text))
 
 
-def test_a_new_file_sealed_twice_goes_back_to_what_its_name_had(tmp_path: Path) -> None:
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
     catalog = Catalog(str(tmp_path / "catalog.db"))
-    replaced = Replaced(catalog)
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def replaced(catalog: Catalog) -> Replaced:
+    return Replaced(catalog)
+
+
+def noted(catalog: Catalog, replaced: Replaced) -> dict[int, Content]:
+    """What recovery would let each inode go back to."""
+    replaced.flush()
+    return {row[0]: from_row(row).content for row in catalog.previous()}
+
+
+OLDEST, OLD, NEW = content(b"oldest"), content(b"old"), content(b"new")
+
+
+@pytest.mark.parametrize("still_open", [False, True])
+def test_a_file_replaced_during_a_sync_holds_once_that_has_ended(
+    catalog: Catalog, replaced: Replaced, still_open: bool
+) -> None:
+    replaced.inherit(7, 6, OLDEST, 6, None, still_open=False)
+    replaced.take()
+    # 7 has OLD, which the sync under way flushes.
+    replaced.inherit(8, 7, OLD, 3, None, still_open=still_open)
+    assert noted(catalog, replaced)[8] == OLDEST
+    if still_open:
+        replaced.closed(8)
+        assert noted(catalog, replaced)[8] == OLDEST
+    replaced.settle()
+    assert noted(catalog, replaced) == {8: OLD}
+    replaced.take()
+    replaced.settle()
+    assert noted(catalog, replaced) == {}
+
+
+def test_a_sync_that_fails_leaves_what_held_before_it(catalog: Catalog, replaced: Replaced) -> None:
+    replaced.inherit(7, 6, OLDEST, 6, None, still_open=False)
+    replaced.take()
+    replaced.inherit(8, 7, OLD, 3, None, still_open=False)
+    replaced.put_back()
+    assert noted(catalog, replaced) == {7: OLDEST, 8: OLDEST}
+    replaced.take()
+    assert noted(catalog, replaced) == {7: OLDEST, 8: OLDEST}
+    replaced.settle()
+    assert noted(catalog, replaced) == {}
+
+
+def test_an_empty_file_replaced_during_a_sync_is_what_holds_then(catalog: Catalog, replaced: Replaced) -> None:
+    replaced.inherit(7, 6, OLDEST, 6, None, still_open=False)
+    replaced.take()
+    replaced.inherit(8, 7, EMPTY, 0, None, still_open=False)
+    assert noted(catalog, replaced)[8] == OLDEST
+    replaced.settle()
+    assert noted(catalog, replaced) == {8: EMPTY}
+
+
+def test_a_change_during_a_sync_is_seen_by_who_takes_the_name(catalog: Catalog, replaced: Replaced) -> None:
+    replaced.note(7, OLDEST, 6, None)
+    replaced.take()
+    replaced.note(7, OLD, 3, None)
+    replaced.inherit(8, 7, NEW, 3, None, still_open=False)
+    assert noted(catalog, replaced) == {7: OLDEST, 8: OLDEST}
+    replaced.settle()
+    assert noted(catalog, replaced) == {7: OLD, 8: OLD}
+
+
+def test_a_new_file_that_takes_a_name_while_it_is_flushed_holds_by_itself_afterwards(
+    catalog: Catalog, replaced: Replaced
+) -> None:
+    replaced.note(8, EMPTY, 0, None)
+    replaced.take()
+    # Until the sync has ended it may be lost.
+    replaced.inherit(8, 7, OLD, 3, None, still_open=False)
+    assert noted(catalog, replaced) == {8: OLD}
+    replaced.note(8, NEW, 3, None)
+    assert noted(catalog, replaced) == {8: OLD}
+    replaced.settle()
+    assert noted(catalog, replaced) == {8: NEW}
+
+
+def test_what_an_open_file_replaced_holds_as_soon_as_a_sync_has_flushed_it(
+    catalog: Catalog, replaced: Replaced
+) -> None:
+    replaced.note(7, OLDEST, 6, None)
+    # 7 has OLD, which is not flushed, when 8, and then 9, take its name while they are written.
+    replaced.inherit(8, 7, OLD, 3, None, still_open=True)
+    replaced.inherit(9, 8, NEW, 3, None, still_open=True)
+    assert noted(catalog, replaced) == {7: OLDEST, 8: OLDEST, 9: OLDEST}
+    replaced.take()
+    assert noted(catalog, replaced) == {7: OLDEST, 8: OLDEST, 9: OLDEST}
+    replaced.put_back()
+    replaced.take()
+    replaced.closed(9)
+    assert noted(catalog, replaced) == {7: OLDEST, 8: OLDEST, 9: OLDEST}
+    replaced.settle()
+    assert noted(catalog, replaced) == {8: OLD, 9: OLD}
+    replaced.take()
+    replaced.settle()
+    assert noted(catalog, replaced) == {8: OLD}
+    replaced.closed(8)
+    assert noted(catalog, replaced) == {8: OLD}
+    replaced.take()
+    replaced.settle()
+    assert noted(catalog, replaced) == {}
+
+
+def test_a_new_file_sealed_twice_goes_back_to_what_its_name_had(catalog: Catalog, replaced: Replaced) -> None:
     replaced.note(7, EMPTY, 0, None)
     # Neither of the two contents it had so far is flushed.
     replaced.note(7, content(b"first"), 5, None)
     replaced.inherit(7, 6, content(b"of the name"), 11, None, still_open=False)
-    replaced.flush()
-    (row,) = catalog.previous()
-    assert from_row(row).content == content(b"of the name")
-    catalog.close()
+    assert noted(catalog, replaced) == {7: content(b"of the name")}
