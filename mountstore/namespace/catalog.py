@@ -139,8 +139,6 @@ class Catalog:
         # change them if this is read only.
         self._entries: dict[tuple[int, bytes], int] = {}
         self._entries_max = 0 if read_only else _ENTRIES_MAX
-        # To be told of the first change since a commit.
-        self.on_change: Callable[[], None] = lambda: None
         # To be told that statements since the last commit were undone, by those who remember what they said.
         self.on_undone: list[Callable[[], None]] = []
         self.stale = Stale()
@@ -207,8 +205,6 @@ class Catalog:
         if not self._db.in_transaction:
             self._say_again()
         cursor = self._execute(sql, parameters)
-        if not self._said:
-            self.on_change()
         self._said.append((sql, parameters, False))
         return cursor
 
@@ -218,8 +214,6 @@ class Catalog:
             self._say_again()
         rows = list(rows)
         self._db.executemany(sql, rows)
-        if not self._said:
-            self.on_change()
         self._said.append((sql, rows, True))
 
     def _say_again(self) -> None:

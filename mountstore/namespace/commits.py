@@ -86,9 +86,6 @@ class Committer:
         self._on_doubt = on_doubt
         self._waiting: _Cycle | None = None
         self._wanted = trio.Event()
-        self._changed = trio.Event()
-        for source in (catalog, inodes, ledger):
-            source.on_change = self._note_change
         self._synced_at_change = -1
         self._doubt: Exception | None = None
         self._full = False
@@ -105,9 +102,6 @@ class Committer:
         self.on_full: Callable[[bool], None] = lambda full: None
 
     # --- soft ---
-
-    def _note_change(self) -> None:
-        self._changed.set()
 
     @property
     def has_changes(self) -> bool:
@@ -281,10 +275,6 @@ class Committer:
 
     async def _run_soft(self) -> None:
         while self._doubt is None:
-            if not self.has_changes:
-                # No timer runs while nothing happens.
-                self._changed = trio.Event()
-                await self._changed.wait()
             await trio.sleep(SOFT_INTERVAL_S)
             if self.has_changes:
                 self._commit_or_keep()

@@ -235,8 +235,6 @@ class InodeTable:
         self._generation = capacity
         self._threshold = capacity
         self._changed: list[Inode] = []
-        # To be told of the first change since a flush.
-        self.on_change: Callable[[], None] = lambda: None
         self._next_inode: int = catalog.get_meta("next_inode", ROOT + 1)
         self._next_cookie: int = catalog.get_meta("next_cookie", FIRST_COOKIE)
         if not catalog.get_meta("clean", 1):
@@ -348,7 +346,8 @@ class InodeTable:
         inode.target = target
         inode.xattrs = 0
         inode.history = 0
-        self._note(inode)
+        inode.changed = True
+        self._changed.append(inode)
         self._keep(inode)
         return inode
 
@@ -366,17 +365,12 @@ class InodeTable:
         """Note that a field of `inode` was changed."""
         inode.view = None
         if not inode.changed:
-            self._note(inode)
+            inode.changed = True
+            self._changed.append(inode)
             if inode.id not in self._young:
                 self._old.pop(inode.id, None)
                 self._views.pop(inode.id, None)
                 self._keep(inode)
-
-    def _note(self, inode: Inode) -> None:
-        inode.changed = True
-        if not self._changed:
-            self.on_change()
-        self._changed.append(inode)
 
     @property
     def has_changes(self) -> bool:

@@ -7,7 +7,7 @@ placed since the last hard sync are handed to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from mountstore.blobs.content import SealedBlob
 from mountstore.blobs.digest import Digest
@@ -27,8 +27,6 @@ class Ledger:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._pending: dict[Digest, bytes] = {}
-        # To be told of the first change since a flush.
-        self.on_change: Callable[[], None] = lambda: None
         # Digest -> path of every blob placed since the last hard sync; those not yet in the table.
         self._unsynced: dict[Digest, str] = {}
         self._unlisted: list[Digest] = []
@@ -58,8 +56,6 @@ class Ledger:
             if blob.new or self.checksum(digest) is None:
                 self._unsynced[digest] = blob.path
                 self._unlisted.append(digest)
-            if not self._pending:
-                self.on_change()
             # Also for a known one: a tree that was adopted or rebuilt has blobs without a row.
             self._pending[digest] = blob.checksum
 

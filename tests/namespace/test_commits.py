@@ -88,24 +88,6 @@ async def test_what_the_journal_keeps_is_what_a_file_goes_back_to(store_path: st
         assert from_row(previous).content.digest == Digest.of(b"promised by the journal")
 
 
-async def test_no_timer_runs_while_nothing_happens(
-    store_path: str, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with Store.open(store_path, commit_s=3600).running() as store:
-        for data in (b"one", b"two"):
-            await write_file(store, data, data)
-            await trio.testing.wait_all_tasks_blocked()
-            waits = trio.lowlevel.current_statistics().seconds_to_next_deadline
-            assert waits <= SOFT_INTERVAL_S
-            await trio.sleep(2 * SOFT_INTERVAL_S)
-            waits = trio.lowlevel.current_statistics().seconds_to_next_deadline
-            assert waits > 3000
-        # Without an inode: what garbage collection and pins do.
-        store.catalog.set_meta("noted", 1)
-        await trio.sleep(SOFT_INTERVAL_S * 1.01)
-        assert not store.catalog.uncommitted()
-
-
 async def test_a_hard_sync_comes_by_itself_and_empties_unsynced(
     store_path: str, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
