@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A file system that keeps nothing but a dict in memory: the ceiling for anything written on pyfuse3.
 
-    nullfs.py MOUNTPOINT [--no-handshake] [--plain-loop] [--busy-poll US] [--max-tasks N]
+    nullfs.py MOUNTPOINT [--no-handshake] [--plain-loop] [--busy-poll US]
+    [--no-quick-wake] [--max-tasks N]
 
 Same handshake, request loop and cache policy as the real thing, and no work at all behind them. Prints
 one JSON line when it is mounted; serves until it is unmounted.
@@ -259,7 +260,9 @@ async def serve(operations: NullFS, choices: argparse.Namespace) -> None:
     )
     try:
         raised = readahead.raise_readahead(connection.device) if choices.readahead else False
-        fast = request_loop.install(choices.busy_poll / 1e6) if choices.fast_loop else False
+        fast = choices.fast_loop and request_loop.install(
+            choices.busy_poll / 1e6, quick_wake=choices.quick_wake
+        )
         ready = {
             "pid": os.getpid(),
             "handshake": connection.handshake,
@@ -279,6 +282,7 @@ def main() -> int:
     parser.add_argument("-o", dest="option", action="append", default=[], help="a mount option; repeatable")
     parser.add_argument("--no-handshake", dest="handshake", action="store_false")
     parser.add_argument("--plain-loop", dest="fast_loop", action="store_false")
+    parser.add_argument("--no-quick-wake", dest="quick_wake", action="store_false")
     parser.add_argument("--no-readahead", dest="readahead", action="store_false")
     parser.add_argument("--no-content", dest="content", action="store_false", help="drop data, read zeros")
     parser.add_argument("--busy-poll", type=float, default=200.0, metavar="US")

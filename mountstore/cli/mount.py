@@ -121,6 +121,7 @@ def _server(
             acl=choices.acl,
             handshake=choices.handshake,
             busy_poll_us=choices.busy_poll_us,
+            quick_wake=choices.quick_wake,
             commit_s=choices.commit_s,
             control=choices.control,
             control_name=choices.control_name,

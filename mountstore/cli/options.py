@@ -61,6 +61,8 @@ SWITCHES: dict[str, tuple[str, bool]] = {
     "nohandshake": ("handshake", False),
     "fastloop": ("fast_loop", True),
     "nofastloop": ("fast_loop", False),
+    "quickwake": ("quick_wake", True),
+    "noquickwake": ("quick_wake", False),
     "noversions": ("versions", False),
     "show_versions": ("show_versions", True),
     "noshow_versions": ("show_versions", False),
@@ -96,6 +98,7 @@ class Choices:
     kernel: frozenset[str] = frozenset()
     commit_s: float = 5.0
     busy_poll_us: int = 200
+    quick_wake: bool = True
     dir_limit: int | None = None
     log: str | None = None
     unknown: tuple[str, ...] = ()
@@ -265,6 +268,7 @@ options behind -o:
   log=WHERE            an absolute path, journal, syslog, or (in the foreground) stderr
   dir_limit=N          entries in a directory of blobs, for a store that this mount creates
                        ({DIR_LIMIT_MIN}…; 32000); an existing store must have been made with the same
+  noquickwake          let idle cores sleep as deeply as they like, also amid a burst of requests
   busy_poll=MICROSECONDS, nofastloop, nohandshake
                        for measuring and for trouble, see docs/mounting.md
   nosuid nodev noexec sync dirsync noatime relatime … and their opposites: as for every filesystem

@@ -14,7 +14,8 @@ Invariants:
 3. Every other task and timer gets its turn at least every `_TURN_S`. While a handler waits for something,
    polling goes through the scheduler: a thread's result must not have to wait for its end.
 4. Sleeping, and with it noticing the end of the session, is left to the original function.
-5. An idle mount costs nothing: after a request no longer than the bound is polled for, then never again.
+5. An idle mount costs nothing: after a request no longer than the bound is polled for, then never again, and
+   `_LINGER_S` after the last one of a burst the cores may sleep as deeply as they would without this.
 
 `mountstore.fuse.handshake.mount` must be done before `serve`; between serves the original wait is in
 force. The private parts this relies on, and the measurements: docs/request-loop.md.
@@ -33,6 +34,8 @@ import pyfuse3
 import trio
 from trio.lowlevel import checkpoint, current_statistics, current_task
 
+from mountstore.fuse.quick_wake import QuickWake
+
 __all__ = ["DEFAULT_BUSY_POLL_S", "install", "installed", "requests", "serve", "uninstall"]
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,11 @@ _TURN_S = 0.0005
 _TURN_PASSES_MAX = 16
 # One round of polling takes 2 us. One that took this long was interrupted: somebody else wants the core.
 _ROUND_S_MAX = 0.00005
+# So many requests, each so soon after the one before, are a burst, in which idle cores are kept quick to wake.
+_BURST = 8
+_CLOSE_S = 0.0005
+# A burst is over when nothing came for this long (an fsync takes a millisecond), or more came late than soon.
+_LINGER_S = 0.002
 # Below this a window is not worth opening.
 _WINDOW_S_MIN = 0.00001
 
@@ -55,9 +63,12 @@ _WINDOW_S_MIN = 0.00001
 class _FastWait:
     """The replacement of pyfuse3's wait, with its state; belongs to the trio thread."""
 
-    def __init__(self, original: Callable[[], Awaitable[bool]], bound_s: float) -> None:
+    def __init__(
+        self, original: Callable[[], Awaitable[bool]], bound_s: float, quick_wake: QuickWake | None = None
+    ) -> None:
         self._original = original
         self._bound_s = bound_s
+        self._quick_wake = quick_wake
         self._poll: Callable[[int], object] | None = None
         self._has_poller = False
         self._successor: trio.Event | None = None
@@ -66,6 +77,8 @@ class _FastWait:
         self._busy: set[trio.lowlevel.Task] = set()
         self._last_turn_s = 0.0
         self._window_s = 0.0
+        # Requests that came soon less those that came late, from 0 to `_BURST`.
+        self._credit = 0
         self.requests = 0
 
     def start(self, descriptor: int) -> None:
@@ -77,10 +90,15 @@ class _FastWait:
         self._parked.clear()
         self._busy.clear()
         self._window_s = 0.0
+        self._credit = 0
+        if self._quick_wake is not None:
+            self._quick_wake.open()
         self._last_turn_s = perf_counter()
 
     def stop(self) -> None:
         self._poll = None
+        if self._quick_wake is not None:
+            self._quick_wake.close()
 
     async def __call__(self) -> bool:
         """Return True when a request can be read without blocking, False to end the session's loop."""
@@ -140,6 +158,7 @@ class _FastWait:
             else:
                 os.sched_yield()
             if poll(0):
+                self._came_soon()
                 return True
             before_s, now_s = now_s, perf_counter()
             if now_s - before_s > _ROUND_S_MAX and not self._busy:
@@ -149,22 +168,51 @@ class _FastWait:
 
     async def _sleep(self) -> bool:
         asleep_s = perf_counter()
-        readable = await self._original()
+        quick_wake = self._quick_wake
+        if quick_wake is not None and quick_wake.held:
+            readable = await self._linger(quick_wake)
+        else:
+            readable = await self._original()
         self._last_turn_s = now_s = perf_counter()
+        if now_s - asleep_s < _CLOSE_S:
+            self._came_soon()
+        else:
+            self._came_late()
         if now_s - asleep_s < self._bound_s and len(os.sched_getaffinity(0)) > 1:
             # Polling would have caught this one. On a single core it would only have kept the client from running.
             self._window_s = self._bound_s
         return readable
 
+    async def _linger(self, quick_wake: QuickWake) -> bool:
+        """Sleep as `_original` does; from `_LINGER_S` on the cores may sleep deeply again."""
+        with trio.move_on_after(_LINGER_S):
+            return await self._original()
+        quick_wake.let_go()
+        self._credit = 0
+        return await self._original()
+
+    def _came_soon(self) -> None:
+        if self._credit < _BURST:
+            self._credit += 1
+            if self._credit == _BURST and self._quick_wake is not None:
+                self._quick_wake.hold()
+
+    def _came_late(self) -> None:
+        if self._credit:
+            self._credit -= 1
+            if not self._credit and self._quick_wake is not None:
+                self._quick_wake.let_go()
+
 
 _installed: _FastWait | None = None
 
 
-def install(busy_poll_s: float = DEFAULT_BUSY_POLL_S) -> bool:
+def install(busy_poll_s: float = DEFAULT_BUSY_POLL_S, *, quick_wake: bool = True) -> bool:
     """Replace pyfuse3's wait from the next `serve` on; a second call changes the bound.
 
     Args:
       busy_poll_s: How long at most to poll for the next request before sleeping; 0 never polls.
+      quick_wake: Keep idle cores quick to wake during bursts (`mountstore.fuse.quick_wake`).
 
     Returns:
       False, with a line in the log, when this pyfuse3 is not one the replacement is known to fit: then the
@@ -176,7 +224,7 @@ def install(busy_poll_s: float = DEFAULT_BUSY_POLL_S) -> bool:
     if reason:
         log.warning("serving requests in pyfuse3's own loop, which is slower: %s", reason)
         return False
-    _installed = _FastWait(getattr(pyfuse3, _WAIT), busy_poll_s)
+    _installed = _FastWait(getattr(pyfuse3, _WAIT), busy_poll_s, QuickWake() if quick_wake else None)
     setattr(pyfuse3, _WAIT, _installed.__call__)
     return True
 

@@ -49,6 +49,7 @@ class MountOptions:
     handshake: bool = True
     fast_loop: bool = True
     busy_poll_us: int = 200
+    quick_wake: bool = True
     commit_s: float = 5.0
     versions: bool = True
     versions_name: str = ".versions"
@@ -94,6 +95,7 @@ async def _serve_alone(
         xattr=options.xattr,
         want_handshake=options.handshake,
         busy_poll_us=options.busy_poll_us if options.fast_loop else None,
+        quick_wake=options.quick_wake,
     )
 
 
@@ -145,7 +147,7 @@ async def _serve(
         try:
             raise_readahead(connection.device)
             if options.fast_loop:
-                request_loop.install(options.busy_poll_us / 1e6)
+                request_loop.install(options.busy_poll_us / 1e6, quick_wake=options.quick_wake)
             async with trio.open_nursery() as nursery:
                 await nursery.start(_end_on_signal, connection, operations, control)
                 await nursery.start(control.jobs.run)

@@ -64,13 +64,14 @@ async def serve_snapshot(
     xattr: bool = True,
     want_handshake: bool = True,
     busy_poll_us: int | None = 200,
+    quick_wake: bool = True,
 ) -> None:
     """Mount a snapshot, and serve it until it is unmounted, or SIGTERM or SIGINT arrives.
 
     Args:
       store_path: A directory with `blobs/` in it: a store, or a copy of one.
       on_ready: Called once, when requests are being served.
-      busy_poll_us: As of `mountstore.fuse.request_loop`; None: pyfuse3's own loop.
+      busy_poll_us, quick_wake: As of `mountstore.fuse.request_loop`; None: pyfuse3's own loop.
 
     Raises:
       StoreError: There is no such snapshot.
@@ -94,7 +95,7 @@ async def serve_snapshot(
     try:
         raise_readahead(connection.device)
         if busy_poll_us is not None:
-            request_loop.install(busy_poll_us / 1e6)
+            request_loop.install(busy_poll_us / 1e6, quick_wake=quick_wake)
         async with trio.open_nursery() as nursery:
             await nursery.start(_end_on_signal, mountpoint)
             # Serves from its first turn on, which comes before anybody can have been told.

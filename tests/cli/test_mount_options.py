@@ -78,7 +78,7 @@ def test_options_may_stand_anywhere_and_be_glued_together(argv: list[str]) -> No
         ("allow_other", Choices(allow_other=True)),
         ("allow_other,noallow_other", Choices(allow_other=False)),
         ("acl,noxattr", Choices(acl=True, xattr=False)),
-        ("nohandshake,nofastloop", Choices(handshake=False, fast_loop=False)),
+        ("nohandshake,nofastloop,noquickwake", Choices(handshake=False, fast_loop=False, quick_wake=False)),
         ("commit=0.5,busy_poll=0", Choices(commit_s=0.5, busy_poll_us=0)),
         ("commit=1,commit=30", Choices(commit_s=30.0)),
         ("dir_limit=1000", Choices(dir_limit=1000)),

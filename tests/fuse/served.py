@@ -158,6 +158,15 @@ async def idle_cpu_s(idle_s: float) -> float:
     return time.process_time() - started_s
 
 
+def quick_wake() -> dict[str, bool]:
+    """Whether idle cores can be kept quick to wake, and whether they are just now."""
+    assert request_loop._installed is not None
+    wake = request_loop._installed._quick_wake
+    if wake is None:
+        return {"open": False, "held": False}
+    return {"open": wake._descriptor is not None, "held": wake.held}
+
+
 async def obey(operations: WatchedFS, nursery: trio.Nursery) -> None:
     async with trio.lowlevel.FdStream(os.dup(0)) as commands:
         rest = b""
@@ -179,6 +188,12 @@ async def do(operations: WatchedFS, command: str) -> None:
             say({"late_s": await lateness_s(0.02, 25)})
         case ["threads"]:
             say({"took_s": await thread_turns_s(50)})
+        case ["quick", "wake"]:
+            say(quick_wake())
+        case ["let", "go"]:
+            while (wake := quick_wake())["held"]:
+                await trio.sleep(request_loop._LINGER_S)
+            say(wake)
         case ["idle"]:
             say({"cpu_s": await idle_cpu_s(1.0)})
 
@@ -274,7 +289,9 @@ async def serve(configuration: dict[str, Any]) -> None:
         want_handshake=configuration.get("handshake", True),
     )
     try:
-        fast = configuration.get("fast", True) and request_loop.install()
+        fast = configuration.get("fast", True) and request_loop.install(
+            quick_wake=configuration.get("quick_wake", True)
+        )
         say(
             {
                 "handshake": connection.handshake,

@@ -89,6 +89,13 @@ def test_the_kernel_grants_what_was_asked_for(mountpoint: Path, uid: int) -> Non
         assert served.unmounted() == ""
 
 
+def test_cores_are_kept_quick_to_wake_by_who_may(mountpoint: Path, uid: int) -> None:
+    with Served(mountpoint, uid=uid) as served:
+        shell(f"cd '{mountpoint}'; for name in $(seq 100); do test ! -e $name; done", uid)
+        assert served.ask("quick wake")["open"] == (uid == 0)
+        assert served.unmounted() == ""
+
+
 def test_writes_do_not_ask_for_capabilities_with_the_handshake_only(mountpoint: Path) -> None:
     asked = {}
     for wanted in (True, False):
