@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from mountstore.blobs.chunking import Chunker, ChunkingParameters
 from mountstore.blobs.content import Content, ContentKind, Sealed, SealedBlob
-from mountstore.blobs.digest import Digest, digest_and_checksum
+from mountstore.blobs.digest import Buffer, Digest, digest_and_checksum
 from mountstore.blobs.extents import Extent
 from mountstore.blobs.manifest import Entry, Manifest, ManifestBuilder, decode_manifest
 from mountstore.blobs.tree import BalancedTree
@@ -26,7 +26,7 @@ _THREADS: Final = 2
 _UNDER_WAY_MAX: Final = 3
 
 
-def store_blob(tree: BalancedTree, data: bytes | bytearray) -> SealedBlob:
+def store_blob(tree: BalancedTree, data: Buffer) -> SealedBlob:
     """Put one blob into the tree, unless it is there; blocks. Raises: as `BalancedTree.add_bytes`."""
     digest, checksum = digest_and_checksum(data)
     added = tree.add_bytes(data, digest)

@@ -208,18 +208,19 @@ class StreamingSeal:
         self._finished = False
         self.size_bytes = 0
 
-    def feed(self, data: bytes | bytearray) -> None:
+    def feed(self, *parts: bytes | bytearray) -> None:
         """Take the next bytes; with none, only try again what failed.
 
         Raises: as `BalancedTree.add_bytes`. The bytes are taken all the same, and stored by a later call.
         """
-        self.size_bytes += len(data)
+        self.size_bytes += sum(map(len, parts))
         if self._head is not None:
-            self._head += data
+            for part in parts:
+                self._head += part
             if len(self._head) <= self._parameters.piece_max:
                 return
-            data, self._head = self._head, None
-        self._extents += self._segmenter.feed(data)
+            parts, self._head = (self._head,), None
+        self._extents += self._segmenter.feed(*parts)
         self._store()
 
     def finish(self) -> Sealed:

@@ -396,13 +396,14 @@ class StreamedDraft:
 
     __slots__ = (
         "_finishing",
+        "_pending",
         "_stream",
         "base",
         "claimed",
         "end",
         "parked",
         "parked_bytes",
-        "pending",
+        "pending_bytes",
         "stuck",
         "turn",
     )
@@ -411,7 +412,8 @@ class StreamedDraft:
         self.base = base
         self.claimed = 0
         self._stream = stream
-        self.pending = head
+        self._pending: list[bytes | bytearray] = [head]
+        self.pending_bytes = len(head)
         self.end = len(head)
         self.parked: dict[int, bytes] = {}
         self.parked_bytes = 0
@@ -447,18 +449,20 @@ class StreamedDraft:
         return True
 
     def _append(self, data: bytes) -> None:
-        self.pending += data
+        self._pending.append(data)
+        self.pending_bytes += len(data)
         self.end += len(data)
 
-    def take_pending(self) -> bytearray:
+    def take_pending(self) -> list[bytes | bytearray]:
         """The bytes to feed next; whoever holds `turn` feeds them."""
-        pending, self.pending = self.pending, bytearray()
+        pending, self._pending = self._pending, []
+        self.pending_bytes = 0
         return pending
 
-    def feed(self, data: bytearray) -> None:
+    def feed(self, pending: list[bytes | bytearray]) -> None:
         """Cut and place bytes from `take_pending`; blocks. Raises: as `StreamingSeal.feed`."""
         try:
-            self._stream.feed(data)
+            self._stream.feed(*pending)
         except BaseException:
             self.stuck = True
             raise
@@ -473,23 +477,23 @@ class StreamedDraft:
         self._finishing = True
         try:
             # Everything it has taken is in pieces then, placed or not.
-            self._stream.feed(self.take_pending())
+            self._stream.feed(*self.take_pending())
             self._stream.finish()
         except OSError:
             pass
         yield from self._stream.contents()
         yield from self.parked.items()
 
-    def finish(self, data: bytearray) -> Sealed:
-        """The content of the stream and these last bytes; blocks.
+    def finish(self, pending: list[bytes | bytearray]) -> Sealed:
+        """The content of the stream and these last bytes, from `take_pending`; blocks.
 
         Nothing can be written to it any more, even if this fails; then it can be called again.
 
         Raises: as `StreamingSeal.finish`.
         """
         self._finishing = True
-        if data:
-            self._stream.feed(data)
+        if pending:
+            self._stream.feed(*pending)
         return self._stream.finish()
 
 

@@ -34,6 +34,9 @@ FAST_BYTES = 64 << 20
 """A stream that grows by so much from one `keep_open` to the next is a copy under way."""
 
 _FEED_BYTES = 1 << 20
+# How much a stream may take while what it took before is being placed: so that neither waits for the other.
+_AHEAD_BYTES = 8 << 20
+_AHEAD_TOTAL = 16 << 20
 """A stream is fed in parts of at least this size: a trip to a worker costs as much as 100 KiB of hashing."""
 
 
@@ -220,21 +223,31 @@ class Files:
         if not self._drafts.write_streamed(draft, offset, data):
             return False
         inode.size = draft.size_bytes
-        # Whoever waits here has its bytes placed by those before, or places theirs with its own.
-        while len(draft.pending) >= _FEED_BYTES and inode.draft is draft:
-            await self._feed(inode, draft, _FEED_BYTES)
+        # One writer places what all have brought. The others go on until that has become too much, and then wait:
+        # those before them place their bytes, or they do it themselves.
+        placed = 0
+        while draft.pending_bytes >= _FEED_BYTES and inode.draft is draft and placed < _AHEAD_BYTES:
+            if draft.turn.locked() and draft.pending_bytes < self._room_ahead():
+                break
+            placed += await self._feed(inode, draft, _FEED_BYTES)
         return True
 
-    async def _feed(self, inode: Inode, draft: StreamedDraft, least: int) -> None:
-        """Place what the stream has taken, in turn, if that still is `least` bytes."""
+    def _room_ahead(self) -> int:
+        """How much a stream may have taken that is not placed; the more drafts there are, the less."""
+        return min(_AHEAD_BYTES, _AHEAD_TOTAL // len(self._drafts.inodes))
+
+    async def _feed(self, inode: Inode, draft: StreamedDraft, least: int) -> int:
+        """Place what the stream has taken, in turn, if that still is `least` bytes; return how much was placed."""
         async with draft.turn:
-            if len(draft.pending) >= least and inode.draft is draft:
-                pending = draft.take_pending()
-                length = len(pending)
-                # Nothing may come between taking the bytes and feeding them.
-                with trio.CancelScope(shield=True):
-                    await self._contents.in_thread(draft.feed, pending)
-                self._drafts.placed(draft, length)
+            length = draft.pending_bytes
+            if length < least or inode.draft is not draft:
+                return 0
+            pending = draft.take_pending()
+            # Nothing may come between taking the bytes and feeding them.
+            with trio.CancelScope(shield=True):
+                await self._contents.in_thread(draft.feed, pending)
+            self._drafts.placed(draft, length)
+            return length
 
     async def _write_staged(self, draft: StagedDraft, offset: int, data: bytes) -> None:
         self._drafts.claim_in_all(draft, draft.dirty.total_with(offset, offset + len(data)))

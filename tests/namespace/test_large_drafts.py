@@ -17,7 +17,7 @@ from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.staging import Staging
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError
-from mountstore.namespace import drafts
+from mountstore.namespace import drafts, files
 from mountstore.namespace.draft import MEMORY_MAX, MemoryDraft, StagedDraft, StreamedDraft
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
@@ -192,11 +192,12 @@ async def test_a_stream_that_cannot_be_placed_takes_no_more_into_memory(store: S
     assert await content(store, handle.inode) == data
 
 
-async def test_writers_do_not_wait_for_bytes_that_are_being_placed(
+async def test_writers_go_on_while_one_places_until_too_much_is_waiting(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or those behind would overtake them, and the stream would end."""
-    data = os.urandom(MEMORY_MAX + 3 * PART)
+    """The pieces of a stream are placed while it goes on, and it must not fill the memory."""
+    ahead = files._AHEAD_BYTES
+    data = os.urandom(MEMORY_MAX + ahead + 3 * PART)
     handle = opened(store)
     await append(store, handle, data[: MEMORY_MAX + PART])
     stream = handle.inode.draft
@@ -204,22 +205,41 @@ async def test_writers_do_not_wait_for_bytes_that_are_being_placed(
     reached, opened_again = threading.Event(), threading.Event()
     real = StreamingSeal.feed
 
-    def feed(self: StreamingSeal, data: bytes) -> None:
+    def feed(self: StreamingSeal, *parts: bytes) -> None:
         reached.set()
         assert opened_again.wait(60)
-        real(self, data)
+        real(self, *parts)
 
     monkeypatch.setattr(StreamingSeal, "feed", feed)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(append, store, handle, data[stream.end : -PART], stream.end)
+        start = stream.end
+        nursery.start_soon(append, store, handle, data[start : start + PART], start)
         assert await trio.to_thread.run_sync(reached.wait, 60)
-        nursery.start_soon(append, store, handle, data[-PART:], len(data) - PART)
-        await trio.testing.wait_all_tasks_blocked()
-        end = stream.end
+        # These are answered although nothing is placed.
+        await append(store, handle, data[start + PART : start + ahead], start + PART)
+        end = start + ahead
+        assert stream.end == end
+        # From here on each takes its bytes, or those behind would overtake them, and waits.
+        waiting = []
+        for offset in range(end, len(data), PART):
+            nursery.start_soon(append, store, handle, data[offset : offset + PART], offset)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting.append(stream.end - end)
+        assert waiting == [PART, 2 * PART]
         opened_again.set()
-    assert end == len(data)
     await store.files.release(handle)
     assert await content(store, handle.inode) == data
+
+
+async def test_many_streams_are_less_far_ahead_of_what_is_placed(store: Store) -> None:
+    rooms = []
+    for number in range(40):
+        opened_one = opened(store, b"%d" % number)
+        await store.files.write(opened_one, 0, b"x")
+        rooms.append(store.files._room_ahead())
+    assert rooms[0] == rooms[1] == files._AHEAD_BYTES
+    assert rooms == sorted(rooms, reverse=True)
+    assert all(room * (number + 1) <= files._AHEAD_TOTAL for number, room in enumerate(rooms))
 
 
 async def test_what_is_parked_counts_as_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
