@@ -44,6 +44,10 @@ class _Scratch(threading.local):
 _scratch: Final = _Scratch()
 
 
+_AHEAD_BYTES = 4 << 20
+"""How far ahead of a sequential read the kernel fetches pieces: eight of the usual ones."""
+
+
 class ContentReader:
     """One content, open for reading.
 
@@ -60,6 +64,7 @@ class ContentReader:
         "_checksum",
         "_descriptors",
         "_digest",
+        "_fetched",
         "_last",
         "_loading",
         "_manifest",
@@ -91,8 +96,9 @@ class ContentReader:
         self._descriptors = descriptors
         self._manifest: Manifest | None = None
         self._loading = threading.Lock()
-        # The entry that was verified last; only a hint for reading ahead.
+        # The entry that was verified last, and the first that was not fetched; only hints for reading ahead.
         self._last = -1
+        self._fetched = 0
 
     def pread(self, offset: int, length: int) -> bytes:
         """The bytes [offset, offset + length), as far as the content reaches; blocks.
@@ -107,6 +113,7 @@ class ContentReader:
         if self.content.kind is ContentKind.BLOB:
             return self._read(self._digest, self._checksum, offset, end - offset)
         manifest = self._manifest or self._load(self._digest)
+        first = True
         parts: list[bytes] = []
         i = manifest.find(offset)
         while offset < end:
@@ -116,7 +123,10 @@ class ContentReader:
                 parts.append(bytes(stop - offset))
             else:
                 if digest not in self._verified:
-                    self._read_ahead(manifest, i)
+                    if first:
+                        first = False
+                        self._read_ahead(manifest, i)
+                    self._last = i
                 parts.append(self._read(digest, checksum, offset - start, stop - offset))
             offset = stop
             i += 1
@@ -263,22 +273,26 @@ class ContentReader:
         self._descriptors.forget(digest)
 
     def _read_ahead(self, manifest: Manifest, i: int) -> None:
-        """Entry `i` is read for the first time: have the kernel fetch the next if this one followed on."""
-        sequential = i == self._last + 1
-        self._last = i
-        if not sequential or i + 1 >= len(manifest):
+        """A read begins with entry `i`, which is new: have the kernel fetch those after it if it follows on."""
+        if i != self._last + 1:
+            self._fetched = i + 1
             return
-        digest = manifest.entry(i + 1).digest
-        if digest is None or digest in self._verified:
-            return
-        try:
-            descriptor = self._descriptors.acquire(self._tree, digest)
+        end = manifest.start(i) + _AHEAD_BYTES
+        next_one = max(i + 1, self._fetched)
+        while next_one < len(manifest) and manifest.start(next_one) < end:
+            digest = manifest.entry(next_one).digest
+            next_one += 1
+            if digest is None or digest in self._verified:
+                continue
             try:
-                os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                self._descriptors.release(descriptor)
-        except (MountstoreError, OSError):
-            pass  # only an advice; the read that wants the piece will say what is wrong
+                descriptor = self._descriptors.acquire(self._tree, digest)
+                try:
+                    os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    self._descriptors.release(descriptor)
+            except (MountstoreError, OSError):
+                pass  # only an advice; the read that wants the piece will say what is wrong
+        self._fetched = next_one
 
 
 def _read_cached(fd: int, length: int, offset: int) -> bytes | None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sealing import SMALL, BytesSource, files, given_a_tree, noise, reader
 
+from mountstore.blobs import reader as reader_module
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS
 from mountstore.blobs.content import EMPTY, Content, ContentKind, Sealed
 from mountstore.blobs.describe import describe
@@ -157,6 +158,45 @@ def test_prefetch_lets_nowait_answer(tree: BalancedTree, mounted: Mounted) -> No
     single = mounted.open(seal_small(tree, noise(2, 1 << 20)).content)
     single.prefetch(0, 1)
     assert single.pread_nowait(0, 1) is not None
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The blobs that the kernel was asked to fetch, in order."""
+    names: list[str] = []
+
+    def advise(fd: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_WILLNEED)
+        names.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    return names
+
+
+def test_a_read_in_order_has_the_next_pieces_fetched_once(
+    tree: BalancedTree, mounted: Mounted, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
+) -> None:
+    ahead = 20_000
+    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", ahead)
+    data = noise(1, 200_000)
+    content = seal(tree, SMALL, BytesSource(data)).content
+    starts = {entry.digest.name: entry.offset for entry in describe(tree, content).entries() if entry.digest}
+    read = mounted.open(content)
+    for offset in range(0, len(data), 1000):
+        assert read.pread(offset, 1000) == data[offset : offset + 1000]
+        assert all(starts[name] < offset + 1000 + ahead for name in fetched)
+    # All but the first, in order, each once.
+    assert fetched == list(starts)[1:]
+
+
+def test_reads_here_and_there_fetch_nothing_else(
+    tree: BalancedTree, mounted: Mounted, fetched: list[str]
+) -> None:
+    data = noise(1, 200_000)
+    read = mounted.open(seal(tree, SMALL, BytesSource(data)).content)
+    for offset in (150_000, 20_000, 90_000, 60_000):
+        assert read.pread(offset, 10) == data[offset : offset + 10]
+    assert fetched == []
 
 
 # --- damage ---

@@ -240,9 +240,9 @@ def test_readahead_is_raised_by_root_and_never_lowered(mountpoint: Path) -> None
         knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
         assert readahead.raise_readahead(device) == (os.getuid() == 0)
         if os.getuid() == 0:
-            assert int(knob.read_text()) == 1024
+            assert int(knob.read_text()) == 4096
             assert readahead.raise_readahead(device, 128)
-            assert int(knob.read_text()) == 1024
+            assert int(knob.read_text()) == 4096
         served.unmounted()
     # No device at all: the number of the one that has gone may be another mount's by now.
     assert not readahead.raise_readahead(os.makedev(4095, 1))
