@@ -344,7 +344,7 @@ class Store:
             on_doubt=self._stop_writes,
         )
         parameters = self.config.chunking()
-        self.contents = Contents(self.tree, self.ledger)
+        self.contents = Contents(self.tree, self.ledger, self.catalog.small_contents)
         self.timeline = Timeline(
             catalog=self.catalog, inodes=self.inodes, versions=self.versions, contents=self.contents
         )

@@ -89,6 +89,18 @@ class DescriptorCache:
                 _, descriptor = self._idle.popitem(last=False)
         os.close(descriptor.fd)
 
+    def fetch(self, tree: BalancedTree, digest: Digest) -> None:
+        """Have the kernel read the blob, which is going to be asked for; only an advice: what is wrong is left for
+        the one who asks."""
+        try:
+            descriptor = self.acquire(tree, digest)
+            try:
+                os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                self.release(descriptor)
+        except (MountstoreError, OSError):
+            pass
+
     def forget(self, digest: Digest) -> None:
         """Open the blob anew next time: the file of that name was replaced."""
         with self._lock:

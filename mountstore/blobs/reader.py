@@ -282,16 +282,8 @@ class ContentReader:
         while next_one < len(manifest) and manifest.start(next_one) < end:
             digest = manifest.entry(next_one).digest
             next_one += 1
-            if digest is None or digest in self._verified:
-                continue
-            try:
-                descriptor = self._descriptors.acquire(self._tree, digest)
-                try:
-                    os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    self._descriptors.release(descriptor)
-            except (MountstoreError, OSError):
-                pass  # only an advice; the read that wants the piece will say what is wrong
+            if digest is not None and digest not in self._verified:
+                self._descriptors.fetch(self._tree, digest)
         self._fetched = next_one
 
 

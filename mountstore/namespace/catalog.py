@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, cast
 
+from mountstore.blobs.content import ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError, ExistsError, MisuseError, StoreError
 from mountstore.namespace.connection import connect, translated
@@ -53,6 +54,10 @@ _GET_INODE = f"SELECT {INODE_COLUMNS} FROM inode WHERE id = ?"
 _GET_ENTRY_AND_INODE = (
     f"SELECT e.inode, {_LISTED_COLUMNS} FROM entry AS e LEFT JOIN inode AS i ON i.id = e.inode"
     " WHERE e.parent = ? AND e.name = ?"
+)
+_SMALL_CONTENTS = (
+    f"SELECT id, sha256, blob_size FROM inode WHERE id > ? AND id <= ? AND kind = {ContentKind.BLOB:d}"
+    " AND blob_size <= ? ORDER BY id LIMIT ?"
 )
 _PUT_INODE = f"INSERT OR REPLACE INTO inode VALUES ({', '.join('?' * 18)})"
 
@@ -540,6 +545,12 @@ class Catalog:
         """The contents of all inodes that have one; reads the whole table, half a second for a million."""
         for row in self._execute("SELECT id, kind, sha256, blob_size, size FROM inode WHERE kind <> 0"):
             yield ContentRow(*row)
+
+    def small_contents(self, size_max: int, after: int, limit: int) -> list[tuple[int, Digest]]:
+        """Numbers and blobs of the next inodes behind `after` with one of at most `size_max` bytes: up to `limit`
+        of them, among four times as many numbers. Changes that are not written yet are not seen."""
+        rows = self._execute(_SMALL_CONTENTS, (after, after + 4 * limit, size_max, limit))
+        return [(number, Digest(sha256, size)) for number, sha256, size in rows]
 
     def set_content(
         self, inode: int, kind: int, digest: Digest | None, size: int, allocated: int
