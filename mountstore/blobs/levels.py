@@ -6,7 +6,7 @@ anywhere below the same first-level directory, says between which bounds the cou
 they do not decide whether there is room is the directory listed again. Every entry counts, also
 subdirectories and files that are not blobs, because that is how BalancedDiscStorage counts.
 
-Only to be used by the holder of the tree's lock, except `exists`, which any thread may call.
+Only to be used by the holder of the tree's lock, except `exists` and `is_known`, which any thread may call.
 """
 
 from __future__ import annotations
@@ -29,12 +29,20 @@ class _Count(NamedTuple):
 
 
 class Levels:
-    """What is known of the directories below `root`; paths are absolute and without a final slash."""
+    """What is known of the directories below `root`; paths are absolute and without a final slash.
 
-    def __init__(self, root: str, gid: int | None, tally: Tally) -> None:
+    Args:
+      alone: Nobody else adds to the tree.
+    """
+
+    def __init__(self, root: str, gid: int | None, tally: Tally, *, alone: bool = False) -> None:
         self._root = root
         self._gid = gid
         self._known: set[str] = set()
+        self._alone = alone
+        # Raised before anything is made or forgotten: what a look-up beside that found is not kept.
+        self._generation = 0
+        self._absent: set[str] = set()
         self._tally = tally
         self._counts: dict[str, _Count] = {}
 
@@ -55,6 +63,20 @@ class Levels:
             return False
         self._known.add(directory)
         return True
+
+    def is_known(self, directory: str) -> bool:
+        """As `exists`, for who adds: alone in the tree, what was not there is not looked for again."""
+        if directory in self._known:
+            return True
+        if directory in self._absent:
+            return False
+        generation = self._generation
+        found = self.exists(directory)
+        if not found and self._alone:
+            self._absent.add(directory)
+            if generation != self._generation:
+                self._absent.discard(directory)
+        return found
 
     def has_room(self, directory: str, dir_limit: int) -> bool | None:
         """Whether a directory has fewer than `dir_limit` entries; None if it does not exist.
@@ -89,6 +111,7 @@ class Levels:
             OSError: It was not made.
         """
         parent = os.path.dirname(directory)
+        self._generation += 1
         self.will_add(parent)
         try:
             os.mkdir(directory)
@@ -107,6 +130,7 @@ class Levels:
             self.removed(parent)
             raise
         self._known.add(directory)
+        self._absent.discard(directory)
         slot = self._slot(directory)
         self._counts[directory] = _Count(0, self._tally.added[slot], self._tally.removed[slot])
 
@@ -157,5 +181,7 @@ class Levels:
 
     def forget(self) -> None:
         """Drop everything known: somebody else may have changed the tree."""
+        self._generation += 1
         self._known.clear()
+        self._absent.clear()
         self._counts.clear()

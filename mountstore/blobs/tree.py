@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 from mountstore.blobs.digest import Buffer, Digest
@@ -99,7 +99,7 @@ class BalancedTree:
         if exclusive:
             outdate_counts(self.root)
             self._lock = threading.Lock()
-            self._levels = Levels(self.root, gid, Tally())
+            self._levels = Levels(self.root, gid, Tally(), alone=True)
         else:
             self._lock = shared = SharedLock(self.root)
             self._levels = Levels(self.root, gid, shared)
@@ -121,7 +121,7 @@ class BalancedTree:
 
     def find(self, digest: Digest) -> str | None:
         """The path of a blob; None if it is not here, or is damaged: of a wrong size, or distrusted."""
-        return self._look(digest)[0]
+        return self._look(digest, self._levels.exists)[0]
 
     def open(self, digest: Digest) -> int:
         """A descriptor for reading, close-on-exec, owned by the caller.
@@ -191,7 +191,7 @@ class BalancedTree:
             if self._is_trusted(digest) or _holds(found, data):
                 return Added(digest, found, False)
             self.distrust(digest)
-            odd = self._look(digest)[1]
+            odd = self._look(digest, self._levels.is_known)[1]
         staged = self._staging.write(data)
         try:
             return self._place(staged, digest, odd, changes)
@@ -279,7 +279,7 @@ class BalancedTree:
                 drop_file(path)
                 return Added(digest, found, False)
             self.distrust(digest)
-            odd = self._look(digest)[1]
+            odd = self._look(digest, self._levels.is_known)[1]
         self._staging.adopt(path, status)
         return self._place(path, digest, odd, changes)
 
@@ -439,14 +439,20 @@ class BalancedTree:
                 return
             yield directory
 
-    def _look(self, digest: Digest) -> tuple[str | None, tuple[_Odd, ...]]:
-        """The whole blob; or None, and what else is at its places. No lock: a placed blob never moves."""
+    def _look(
+        self, digest: Digest, exists: Callable[[str], bool]
+    ) -> tuple[str | None, tuple[_Odd, ...]]:
+        """The whole blob; or None, and what else is at its places. No lock: a placed blob never moves.
+
+        Args:
+            exists: Of `Levels`: whether there is a directory.
+        """
         name = digest.name
         odd: tuple[_Odd, ...] = ()
         directory = self.root
         for letter in name[:LEVELS_MAX]:  # as `_way`, which as a generator would cost half a microsecond
             directory = f"{directory}/{letter}"
-            if not self._levels.exists(directory):
+            if not exists(directory):
                 break
             path = f"{directory}/{name}"
             # access(2) is half as dear as an lstat(2) that raises, and mostly there is nothing.
@@ -465,11 +471,11 @@ class BalancedTree:
     def _look_to_add(self, digest: Digest) -> tuple[str | None, tuple[_Odd, ...]]:
         """As `_look`, for a caller who will rely on the blob from now on."""
         if self._wanted is None:
-            return self._look(digest)
+            return self._look(digest, self._levels.is_known)
         with self._lock:
             if self._wanted is not None:
                 self._wanted.add(digest.sha256[:_KEY_BYTES])
-            return self._look(digest)
+            return self._look(digest, self._levels.is_known)
 
     def _place(self, staged: str, digest: Digest, odd: tuple[_Odd, ...], changes: int) -> Added:
         """Rename a correct file to where it belongs.
@@ -481,7 +487,7 @@ class BalancedTree:
         with self._lock:
             while True:
                 if self._shared or changes != self._changes:
-                    found, odd = self._look(digest)
+                    found, odd = self._look(digest, self._levels.is_known)
                     if found is not None:
                         drop_file(staged)
                         return Added(digest, found, False)

@@ -596,3 +596,26 @@ def test_fsync_covers_the_file_and_the_directories_that_may_be_new(
         assert steps(shared, alike[1]) == ["/0/0" + names[1], "/0/0", "/0", ""]
     with pytest.raises(MisuseError):
         tree.fsync(str(tmp_path.parent))
+
+
+def test_blobs_that_somebody_brings_back_into_new_directories_are_found(tmp_path: Path) -> None:
+    """An administrator may, while the store is mounted: rsync of a backup into blobs/."""
+    tree = BalancedTree(str(tmp_path / "blobs"), exclusive=True)
+    path = tree.add_bytes(CONTENT, DIGEST).path
+    name = DIGEST.name
+    deeper = f"{tree.root}/{name[0]}/{name[1]}"
+    os.unlink(path)
+    assert tree.add_bytes(CONTENT, DIGEST).new
+    os.mkdir(deeper)
+    os.rename(path, f"{deeper}/{name}")
+    assert tree.find(DIGEST) == f"{deeper}/{name}"
+    os.close(tree.open(DIGEST))
+
+
+def test_a_directory_that_is_made_is_known_to_who_adds(tmp_path: Path) -> None:
+    tree = BalancedTree(str(tmp_path / "blobs"), exclusive=True, dir_limit=2)
+    contents = [b"%d" % number for number in range(200)]
+    paths = {content: tree.add_bytes(content).path for content in contents}
+    assert max(path.count("/") for path in paths.values()) > min(path.count("/") for path in paths.values())
+    for content, path in paths.items():
+        assert tree.add_bytes(content)[1:] == (path, False)
