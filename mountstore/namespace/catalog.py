@@ -24,13 +24,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.content import ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError, ExistsError, MisuseError, StoreError
 from mountstore.namespace.connection import connect, translated
+from mountstore.namespace.known_names import KnownNames
 from mountstore.namespace.mapped_index import MappedIndex
 from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, SCHEMA
 from mountstore.namespace.stale import BASE_KEY, Stale
@@ -140,10 +140,7 @@ class Catalog:
         self._checkpointer: sqlite3.Connection | None = None
         self._wal = Wal(path)
         self._committed_changes = self._db.total_changes
-        # Inodes of names that were asked for or made lately, 0 for one that stood for nothing; somebody else may
-        # change them if this is read only.
-        self._entries: dict[tuple[int, bytes], int] = {}
-        self._entries_max = 0 if read_only else _ENTRIES_MAX
+        self._names = KnownNames(0 if read_only else _ENTRIES_MAX)
         # To be told that statements since the last commit were undone, by those who remember what they said.
         self.on_undone: list[Callable[[], None]] = []
         self.stale = Stale()
@@ -241,7 +238,7 @@ class Catalog:
             # What failed was the first, which changed nothing.
             return
         del self._said[kept:]
-        self._entries.clear()
+        self._names.clear()
         for forget in self.on_undone:
             forget()
         if self._db.in_transaction:
@@ -368,36 +365,31 @@ class Catalog:
 
     def get_entry(self, parent: int, name: bytes) -> int | None:
         """The inode that `name` stands for, or None."""
-        key = (parent, name)
-        found = self._entries.get(key)
+        found = self._names.get(parent, name)
         if found is None:
-            row = self._execute("SELECT inode FROM entry WHERE parent = ? AND name = ?", key).fetchone()
+            row = self._execute(
+                "SELECT inode FROM entry WHERE parent = ? AND name = ?", (parent, name)
+            ).fetchone()
             found = 0 if row is None else row[0]
-            self._keep_entry(key, found)
+            self._names.keep(parent, name, found)
         return found or None
 
     def known_entry(self, parent: int, name: bytes) -> int | None:
         """As `get_entry`, if that is in memory; None also if it is not."""
-        return self._entries.get((parent, name)) or None
+        return self._names.get(parent, name) or None
 
     def get_entry_and_inode(self, parent: int, name: bytes) -> tuple[int, InodeRow | None] | None:
         """The inode that `name` stands for, and its row, if the catalog has one yet and it had to be read."""
-        key = (parent, name)
-        found = self._entries.get(key)
+        found = self._names.get(parent, name)
         if found is not None:
             return (found, None) if found else None
-        row = self._execute(_GET_ENTRY_AND_INODE, key).fetchone()
-        self._keep_entry(key, 0 if row is None else row[0])
+        row = self._execute(_GET_ENTRY_AND_INODE, (parent, name)).fetchone()
+        self._names.keep(parent, name, 0 if row is None else row[0])
         return None if row is None else (row[0], None if row[1] is None else row[1:])
 
-    def _keep_entry(self, key: tuple[int, bytes], inode: int) -> None:
-        entries = self._entries
-        if len(entries) >= self._entries_max:
-            if not self._entries_max:
-                return
-            for oldest in list(islice(entries, self._entries_max // 4)):
-                del entries[oldest]
-        entries[key] = inode
+    def begin_directory(self, inode: int) -> None:
+        """The caller makes this directory: nothing is in it yet."""
+        self._names.begin(inode)
 
     def add_entry(self, parent: int, name: bytes, inode: int, cookie: int) -> None:
         """Raises: ExistsError if the name is taken."""
@@ -405,7 +397,7 @@ class Catalog:
             self.say("INSERT INTO entry VALUES (?, ?, ?, ?)", (parent, name, inode, cookie))
         except sqlite3.IntegrityError:
             raise ExistsError(os.fsdecode(name)) from None
-        self._keep_entry((parent, name), inode)
+        self._names.keep(parent, name, inode)
         self.stale.entry((parent, name))
 
     def add_entries(self, rows: Iterable[tuple[int, bytes, int, int]]) -> None:
@@ -413,7 +405,7 @@ class Catalog:
         rows = list(rows)
         self._say_all("INSERT INTO entry VALUES (?, ?, ?, ?)", rows)
         for parent, name, _, _ in rows:
-            self._entries.pop((parent, name), None)
+            self._names.doubt(parent, name)
             self.stale.entry((parent, name))
 
     def add_links(self, links: Mapping[int, int]) -> None:
@@ -428,7 +420,7 @@ class Catalog:
         """Let an existing name stand for another inode; its place in the listing stays."""
         self.stale.entry((parent, name))
         self.say("UPDATE entry SET inode = ? WHERE parent = ? AND name = ?", (inode, parent, name))
-        self._keep_entry((parent, name), inode)
+        self._names.keep(parent, name, inode)
 
     def move_entry(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, cookie: int | None
@@ -436,20 +428,21 @@ class Catalog:
         """Rename an entry to a name that is free; `cookie` is its new place, None to keep the old."""
         self.stale.entry((parent, name))
         self.stale.entry((new_parent, new_name))
-        inode = self._entries.pop((parent, name), 0)
-        self._entries.pop((new_parent, new_name), None)
         self.say(
             "UPDATE entry SET parent = ?, name = ?, cookie = coalesce(?, cookie)"
             " WHERE parent = ? AND name = ?",
             (new_parent, new_name, cookie, parent, name),
         )
+        inode = self._names.remove(parent, name)
         if inode:
-            self._keep_entry((new_parent, new_name), inode)
+            self._names.keep(new_parent, new_name, inode)
+        else:
+            self._names.doubt(new_parent, new_name)
 
     def delete_entry(self, parent: int, name: bytes) -> None:
         self.stale.entry((parent, name))
-        self._entries.pop((parent, name), None)
         self.say("DELETE FROM entry WHERE parent = ? AND name = ?", (parent, name))
+        self._names.remove(parent, name)
 
     def has_entries(self, parent: int) -> bool:
         return (

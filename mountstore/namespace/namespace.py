@@ -221,6 +221,7 @@ class Namespace:
         inode.xattrs = len(attributes)
         if directory:
             parent.nlink += 1
+            self._catalog.begin_directory(number)
         self._versions.taken(parent_id, name, inode.btime_ns)
         self._touch(parent, inode.btime_ns)
         return inode
