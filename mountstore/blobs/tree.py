@@ -110,6 +110,8 @@ class BalancedTree:
         # Counts the changes made through this object, under the lock: while it stands still, and nobody
         # else adds, the answer of a look-up holds.
         self._changes = 0
+        # Whether the last look-up found its blob: the next most likely does, or does not, likewise.
+        self._found = False
         # Directories whose entry in the directory above is durable; known only when nobody else works here.
         self._durable: set[str] = set()
         self._made = 0
@@ -455,8 +457,8 @@ class BalancedTree:
             if not exists(directory):
                 break
             path = f"{directory}/{name}"
-            # access(2) is half as dear as an lstat(2) that raises, and mostly there is nothing.
-            if not os.access(path, os.F_OK, follow_symlinks=False):
+            # Where nothing is, access(2) is half as dear as an lstat(2) that raises.
+            if not self._found and not os.access(path, os.F_OK, follow_symlinks=False):
                 continue
             try:
                 status = os.lstat(path)
@@ -464,8 +466,10 @@ class BalancedTree:
                 continue
             regular = stat.S_ISREG(status.st_mode)
             if regular and status.st_size == digest.size_bytes and digest not in self._distrusted:
+                self._found = True
                 return path, odd
             odd = (*odd, _Odd(directory, regular))
+        self._found = False
         return None, odd
 
     def _look_to_add(self, digest: Digest) -> tuple[str | None, tuple[_Odd, ...]]:
