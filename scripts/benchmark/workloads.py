@@ -116,6 +116,10 @@ class Site:
         self.quiet.settle()
         return directory, self.client("create", directory, **self._small(number))
 
+    def back_memory(self) -> None:
+        """Room for a stream in the page cache, of the mount and of the disk below, and for who handles it."""
+        self.quiet.back_memory(4 * self.counts.stream_bytes)
+
     def listing(self) -> str:
         """A directory with `counts.listed` small files."""
         if "listing" not in self.kept_for_all:
@@ -272,6 +276,7 @@ def _write_stream(site: Site, call_bytes: int, number: int) -> Timing:
     directory = site.fresh("stream")
     size = site.counts.stream_bytes
     site.quiet.settle()
+    site.back_memory()
     timing = site.client("seqwrite", directory, size=size, call=call_bytes, seed=site.seed(number))
     # What is kept in memory must go at once. On a disk it must not: freeing blocks (and trimming them) goes on
     # behind the next run's back.
@@ -301,6 +306,7 @@ def stream_cold(site: Site) -> Timing:
     directory = site.stream()
     site.quiet.settle()
     site.quiet.drop_everything()
+    site.back_memory()
     return _read_stream(site, directory)
 
 
@@ -316,6 +322,7 @@ def random_read(site: Site) -> Timing:
     counts = site.counts
     site.quiet.settle()
     site.quiet.drop_everything()
+    site.back_memory()
     return site.client(
         "randread", directory, size=counts.stream_bytes, count=counts.random_reads, seed=site.seed(13)
     )
