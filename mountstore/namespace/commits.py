@@ -44,6 +44,10 @@ _FEW = 32
 """Up to so many blobs are flushed one by one; beyond, flushing the file system is cheaper."""
 
 
+WAL_MAX = 64 << 20
+"""A WAL longer than this begins anew, even if that holds up the owner's thread for two flushes of the disk."""
+
+
 class _Cycle:
     """One hard sync that several may wait for."""
 
@@ -238,10 +242,21 @@ class Committer:
             raise
         self._synced_at_change = changes
         if self._catalog.wants_checkpoint():
-            await trio.to_thread.run_sync(self._checkpoint)
+            await self._fold_wal()
+
+    async def _fold_wal(self) -> None:
+        """Move what the WAL holds into the database file, so that SQLite begins it anew with the next change."""
+        await trio.to_thread.run_sync(self._checkpoint)
+        if self._catalog.wal_bytes() <= WAL_MAX:
             # Now nearly nothing is left to move: if that can be done before the next change, the WAL begins anew.
             self.commit(pause=True)
             await trio.to_thread.run_sync(self._checkpoint)
+            return
+        # The changes never pause, and it has grown for long: the rest is moved while nobody can change anything.
+        self.commit()
+        await trio.to_thread.run_sync(self._checkpoint)
+        self.commit(pause=True)
+        self._checkpoint()
 
     def _flush_blobs(self, paths: list[str], everything: bool) -> None:
         if everything or len(paths) > _FEW:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import ExistsError, NoSpaceError, ReadOnlyError
+from mountstore.namespace import catalog as catalog_module
+from mountstore.namespace import commits as commits_module
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.commits import SOFT_INTERVAL_S
 from mountstore.namespace.draft import MEMORY_MAX
@@ -195,6 +198,30 @@ async def test_how_much_of_the_log_is_in_use(tmp_path: Path) -> None:
     again = Catalog(str(tmp_path / "catalog.db"))
     assert [again.get_meta(key) for key in "abc"] == [39, 1, 1]
     again.close()
+
+
+async def test_the_log_is_bounded_although_the_changes_never_pause(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "_CHECKPOINT_BYTES", 1 << 14)
+    monkeypatch.setattr(commits_module, "WAL_MAX", 1 << 16)
+    used = []
+    async with trio.open_nursery() as nursery:
+
+        async def change() -> None:
+            number = 0
+            while True:
+                number += 1
+                store.namespace.create(ROOT, b"%d" % number, 0o100644, Caller(0, 0))
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(change)
+        for _ in range(12):
+            await store.commits.hard_sync()
+            store.commits.commit()
+            used.append(store.catalog.wal_bytes())
+        nursery.cancel_scope.cancel()
+    assert any(later < earlier for earlier, later in pairwise(used)), used
 
 
 async def test_all_who_wait_share_one_sync(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
