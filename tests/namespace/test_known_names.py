@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mountstore.errors import ExistsError
-from mountstore.namespace import catalog as catalog_module
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.known_names import KnownNames
 
@@ -170,4 +169,3 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         names.keep(number, b"x", number)
         assert len(names._inodes) <= 20
         assert len(names._whole) <= 10
-    assert catalog_module._ENTRIES_MAX == 100_000
