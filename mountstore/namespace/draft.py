@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -386,8 +387,11 @@ class StreamedDraft:
     """Bytes that arrive in order, sealed while they arrive.
 
     What comes a little too early is parked in memory until its turn (the kernel writes back in parallel).
-    `feed` and `finish` are called by one worker at a time, who holds `turn`; anything else ends the stream:
-    it is sealed as it is, and changed as a base.
+    `feed` and `finish` are called by one worker at a time, on behalf of who holds `turn`; anything else ends the
+    stream: it is sealed as it is, and changed as a base.
+
+    Taken, but not fed yet, are the bytes `[fed_bytes, end)`. `feed` goes on while more are taken, so that a
+    worker who is as quick as the writers never has to be called again.
 
     Args:
       base: The content that was sealed before; none of it is part of the stream.
@@ -398,12 +402,14 @@ class StreamedDraft:
         "_finishing",
         "_pending",
         "_stream",
+        "_waiting",
         "base",
         "claimed",
         "end",
+        "fed_bytes",
+        "feeding",
         "parked",
         "parked_bytes",
-        "pending_bytes",
         "stuck",
         "turn",
     )
@@ -412,9 +418,13 @@ class StreamedDraft:
         self.base = base
         self.claimed = 0
         self._stream = stream
-        self._pending: list[bytes | bytearray] = [head]
-        self.pending_bytes = len(head)
+        # The owner appends, a worker takes from the other end.
+        self._pending: deque[bytes | bytearray] = deque([head])
         self.end = len(head)
+        self.fed_bytes = 0
+        # Whether `feed` is under way, and who waits until it has come far enough.
+        self.feeding = False
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
         self.parked: dict[int, bytes] = {}
         self.parked_bytes = 0
         self.turn = trio.Lock()
@@ -429,6 +439,10 @@ class StreamedDraft:
     @property
     def allocated_bytes(self) -> int:
         return self.end + self.parked_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        return self.end - self.fed_bytes
 
     def write(self, offset: int, data: bytes, room: int = PARKED_MAX) -> bool:
         """Take bytes that continue the stream, or will soon and fit into `room` bytes of memory; False if they
@@ -450,23 +464,56 @@ class StreamedDraft:
 
     def _append(self, data: bytes) -> None:
         self._pending.append(data)
-        self.pending_bytes += len(data)
         self.end += len(data)
 
-    def take_pending(self) -> list[bytes | bytearray]:
-        """The bytes to feed next; whoever holds `turn` feeds them."""
-        pending, self._pending = self._pending, []
-        self.pending_bytes = 0
-        return pending
+    async def wait_fed(self, length: int) -> None:
+        """Return when the first `length` bytes are fed, or at the next `wake_next`."""
+        woken = trio.Event()
+        self._waiting.append((length, woken))
+        await woken.wait()
 
-    def feed(self, pending: list[bytes | bytearray]) -> None:
-        """Cut and place bytes from `take_pending`; blocks. Raises: as `StreamingSeal.feed`."""
+    def wake_next(self) -> None:
+        """Have one of those in `wait_fed` see to it that what is pending is fed, unless somebody does."""
+        if self._waiting and not self.feeding:
+            self._waiting.popleft()[1].set()
+
+    def note_fed(self, length: int) -> None:
+        """So many more bytes are fed."""
+        self.fed_bytes += length
+        while self._waiting and self._waiting[0][0] <= self.fed_bytes:
+            self._waiting.popleft()[1].set()
+
+    def note_failed(self) -> None:
+        """`feed` has failed, in the thread that owns the draft: the stream has taken the bytes all the same."""
+        self.note_fed(self.pending_bytes - sum(map(len, self._pending)))
+
+    def feed(self, most: int, fed: Callable[[int], None]) -> None:
+        """Cut and place what was taken, and is taken meanwhile, up to about `most` bytes; blocks, in a worker.
+
+        Args:
+          fed: Told in the worker how many bytes more have been fed.
+
+        Raises: As `StreamingSeal.feed`. Then `stuck` is set, and what failed comes first in the next call.
+        """
         try:
-            self._stream.feed(*pending)
+            if self.stuck:
+                self._stream.feed()
+                self.stuck = False
+            while most > 0 and self._pending:
+                part = self._pending.popleft()
+                self._stream.feed(part)
+                fed(len(part))
+                most -= len(part)
         except BaseException:
             self.stuck = True
             raise
-        self.stuck = False
+
+    def take_pending(self) -> list[bytes | bytearray]:
+        """The last bytes, for `finish`; whoever holds `turn` does both."""
+        pending = list(self._pending)
+        self._pending.clear()
+        self.note_fed(self.pending_bytes)
+        return pending
 
     def stored(self) -> list[Digest]:
         """Blobs placed so far; whoever asks holds `turn`."""

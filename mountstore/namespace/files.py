@@ -34,10 +34,12 @@ FAST_BYTES = 64 << 20
 """A stream that grows by so much from one `keep_open` to the next is a copy under way."""
 
 _FEED_BYTES = 1 << 20
+# A stream is fed if there is so much at least: a trip to a worker costs as much as 100 KiB of hashing, far more if
+# no core is free. So it stays there while there is more, until others should have the worker.
+_TURN_BYTES = 32 << 20
 # How much a stream may take while what it took before is being placed: so that neither waits for the other.
 _AHEAD_BYTES = 8 << 20
 _AHEAD_TOTAL = 16 << 20
-"""A stream is fed in parts of at least this size: a trip to a worker costs as much as 100 KiB of hashing."""
 
 
 class Handle:
@@ -223,14 +225,26 @@ class Files:
         if not self._drafts.write_streamed(draft, offset, data):
             return False
         inode.size = draft.size_bytes
-        # One writer places what all have brought. The others go on until that has become too much, and then wait:
-        # those before them place their bytes, or they do it themselves.
-        placed = 0
-        while draft.pending_bytes >= _FEED_BYTES and inode.draft is draft and placed < _AHEAD_BYTES:
-            if draft.turn.locked() and draft.pending_bytes < self._room_ahead():
-                break
-            placed += await self._feed(inode, draft, _FEED_BYTES)
+        await self._keep_up(inode, draft)
         return True
+
+    async def _keep_up(self, inode: Inode, draft: StreamedDraft) -> None:
+        """Have what a stream took be placed, and return when no more of what came before is left than is allowed.
+
+        One of those who write calls a worker for all; the others go on as soon as it has come near their bytes.
+        """
+        end = draft.end
+        placed = 0
+        try:
+            while inode.draft is draft and draft.pending_bytes >= _FEED_BYTES and placed < _TURN_BYTES:
+                if not draft.feeding:
+                    placed += await self._feed(inode, draft, _FEED_BYTES)
+                elif (near := end - self._room_ahead()) > draft.fed_bytes:
+                    await draft.wait_fed(near)
+                else:
+                    break
+        finally:
+            draft.wake_next()
 
     def _room_ahead(self) -> int:
         """How much a stream may have taken that is not placed; the more drafts there are, the less."""
@@ -239,15 +253,29 @@ class Files:
     async def _feed(self, inode: Inode, draft: StreamedDraft, least: int) -> int:
         """Place what the stream has taken, in turn, if that still is `least` bytes; return how much was placed."""
         async with draft.turn:
-            length = draft.pending_bytes
-            if length < least or inode.draft is not draft:
+            if draft.pending_bytes < least or inode.draft is not draft:
                 return 0
-            pending = draft.take_pending()
-            # Nothing may come between taking the bytes and feeding them.
-            with trio.CancelScope(shield=True):
-                await self._contents.in_thread(draft.feed, pending)
-            self._drafts.placed(draft, length)
-            return length
+            before = draft.fed_bytes
+            token = trio.lowlevel.current_trio_token()
+
+            def tell(length: int) -> None:
+                token.run_sync_soon(self._note_fed, draft, length)
+
+            draft.feeding = True
+            try:
+                # Nothing may come between taking the bytes and feeding them.
+                with trio.CancelScope(shield=True):
+                    await self._contents.in_thread(draft.feed, _TURN_BYTES, tell)
+            except BaseException:
+                draft.note_failed()
+                raise
+            finally:
+                draft.feeding = False
+            return draft.fed_bytes - before
+
+    def _note_fed(self, draft: StreamedDraft, length: int) -> None:
+        draft.note_fed(length)
+        self._drafts.placed(draft, length)
 
     async def _write_staged(self, draft: StagedDraft, offset: int, data: bytes) -> None:
         self._drafts.claim_in_all(draft, draft.dirty.total_with(offset, offset + len(data)))

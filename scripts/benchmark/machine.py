@@ -59,8 +59,8 @@ class Quiet:
         """Have the host of a virtual machine give so much memory, which whoever runs next would else wait for.
 
         What is free may have been given back to it (free page reporting); then the first touch of a page takes
-        10 us and more, several times what writing to it does. Huge pages, since they come from the same whole blocks
-        that the page cache's large folios will; small ones would use up what is there and leave those to be waited for.
+        10 us and more, several times what writing to it does. Huge pages, since they come from the same whole
+        blocks that the page cache's large folios will: small ones would use up what is there, and those wait.
         """
         with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             with contextlib.suppress(OSError):  # A kernel without huge pages.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
 
 from mountstore.blobs.chunking import ChunkingParameters
 from mountstore.blobs.content import EMPTY, Content, ContentKind
@@ -189,7 +193,7 @@ def test_a_stream_takes_bytes_a_little_out_of_order(
     for offset, data in parts:
         assert draft.write(offset, data)
         if choice.random() < 0.3:
-            draft.feed(draft.take_pending())
+            draft.feed(choice.choice([1, len(whole) + 1]), draft.note_fed)
     assert draft.parked == {}
     assert draft.size_bytes == len(whole)
     sealed = draft.finish(draft.take_pending())
@@ -197,6 +201,84 @@ def test_a_stream_takes_bytes_a_little_out_of_order(
     if whole:
         reader = ContentReader(tree, sealed.content, None, VerifiedBlobs(), DescriptorCache())
         assert reader.pread(0, len(whole)) == whole
+
+
+def test_feeding_ends_where_it_was_told_to_and_goes_on_there(tmp_path: Path) -> None:
+    tree = BalancedTree(str(tmp_path / "blobs"))
+    draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(b"0123456789"))
+    assert draft.write(10, b"abcdefghij")
+    assert draft.write(20, b"ABCDEFGHIJ")
+    told: list[int] = []
+    draft.feed(11, told.append)
+    # Whole parts, and no more than it takes.
+    assert told == [10, 10]
+    assert draft.pending_bytes == 30, "only the owner counts what a worker tells"
+    draft.note_fed(20)
+    assert draft.pending_bytes == 10
+
+    # What comes while a worker is at it is fed, too.
+    def go_on(length: int) -> None:
+        told.append(length)
+        if draft.end < 50:
+            assert draft.write(draft.end, bytes(10))
+
+    draft.feed(100, go_on)
+    assert told == [10, 10, 10, 10, 10]
+    draft.note_fed(30)
+    assert (draft.pending_bytes, draft.end) == (0, 50)
+    assert draft.finish(draft.take_pending()).content.size_bytes == 50
+
+
+def test_bytes_that_a_failed_feed_took_are_not_pending_and_not_lost(tmp_path: Path) -> None:
+    tree = BalancedTree(str(tmp_path / "blobs"))
+    choice = random.Random(7)
+    parts = [choice.randbytes(PARAMETERS.piece_max) for _ in range(3)]
+    draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(parts[0]))
+    for part in parts[1:]:
+        assert draft.write(draft.end, part)
+    with mock.patch.object(BalancedTree, "add_bytes", side_effect=OSError(errno.ENOSPC, "full")):
+        with pytest.raises(OSError):
+            draft.feed(1 << 30, draft.note_fed)
+        draft.note_failed()
+        left = draft.pending_bytes
+        assert 0 <= left < sum(map(len, parts))
+        with pytest.raises(OSError):
+            draft.feed(1 << 30, draft.note_fed)
+        assert draft.pending_bytes == left, "a second failure takes nothing more"
+    draft.feed(1 << 30, draft.note_fed)
+    assert draft.pending_bytes == 0
+    content = draft.finish(draft.take_pending()).content
+    reader = ContentReader(tree, content, None, VerifiedBlobs(), DescriptorCache())
+    assert reader.pread(0, content.size_bytes + 1) == b"".join(parts)
+
+
+@pytest.mark.trio
+async def test_who_waits_for_a_stream_is_let_go_in_order(tmp_path: Path) -> None:
+    tree = BalancedTree(str(tmp_path / "blobs"))
+    draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(100))
+    woken: list[int] = []
+
+    async def wait(length: int) -> None:
+        await draft.wait_fed(length)
+        woken.append(length)
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            for length in (10, 20, 30, 40):
+                nursery.start_soon(wait, length)
+                await wait_all_tasks_blocked()
+            draft.note_fed(20)
+            await wait_all_tasks_blocked()
+            assert sorted(woken) == [10, 20]
+            draft.feeding = True
+            draft.wake_next()
+            await wait_all_tasks_blocked()
+            assert len(woken) == 2, "whoever feeds sees to them"
+            draft.feeding = False
+            draft.wake_next()
+            await wait_all_tasks_blocked()
+            assert woken[2:] == [30]
+            draft.take_pending()
 
 
 def test_a_stream_refuses_what_does_not_continue_it(tmp_path: Path) -> None:
