@@ -89,17 +89,20 @@ class DescriptorCache:
                 _, descriptor = self._idle.popitem(last=False)
         os.close(descriptor.fd)
 
-    def fetch(self, tree: BalancedTree, digest: Digest) -> None:
-        """Have the kernel read the blob, which is going to be asked for; only an advice: what is wrong is left for
-        the one who asks."""
+    def fetch(self, tree: BalancedTree, digest: Digest) -> bool:
+        """Have the kernel read the blob, which is going to be asked for; return whether it had to, as far as its
+        beginning tells. Only an advice: what is wrong is left for the one who asks."""
         try:
             descriptor = self.acquire(tree, digest)
             try:
+                if _begins_in_cache(descriptor.fd):
+                    return False
                 os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
             finally:
                 self.release(descriptor)
         except (MountstoreError, OSError):
             pass
+        return True
 
     def forget(self, digest: Digest) -> None:
         """Open the blob anew next time: the file of that name was replaced."""
@@ -127,3 +130,11 @@ class DescriptorCache:
             self._used[digest] = found
         found.users += 1
         return found
+
+
+def _begins_in_cache(fd: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+    except OSError:
+        # Not there, or not supported by this file system.
+        return False

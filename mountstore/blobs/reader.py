@@ -26,7 +26,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import VerifiedBlobs, check_bytes, check_open_blob, pread_exactly
 from mountstore.errors import CorruptError, MisuseError, MountstoreError
 
-__all__ = ["INLINE_MAX", "ContentReader", "DescriptorCache", "VerifiedBlobs"]
+__all__ = ["INLINE_MAX", "LONG_BYTES", "ContentReader", "DescriptorCache", "VerifiedBlobs"]
 
 INLINE_MAX: Final = 128 << 10
 """A blob up to this size is verified where it is read, without a thread: that takes some 10 us."""
@@ -44,8 +44,11 @@ class _Scratch(threading.local):
 _scratch: Final = _Scratch()
 
 
-_AHEAD_BYTES = 4 << 20
+_AHEAD_BYTES: Final = 4 << 20
 """How far ahead of a sequential read the kernel fetches pieces: eight of the usual ones."""
+
+LONG_BYTES: Final = 128 << 10
+"""A shorter read is not part of a stream: the kernel makes long ones of those."""
 
 
 class ContentReader:
@@ -65,11 +68,12 @@ class ContentReader:
         "_descriptors",
         "_digest",
         "_fetched",
-        "_last",
         "_loading",
         "_manifest",
+        "_read_to",
         "_tree",
         "_verified",
+        "cold",
         "content",
         "size_bytes",
     )
@@ -96,8 +100,10 @@ class ContentReader:
         self._descriptors = descriptors
         self._manifest: Manifest | None = None
         self._loading = threading.Lock()
-        # The entry that was verified last, and the first that was not fetched; only hints for reading ahead.
-        self._last = -1
+        self.cold = False
+        """Whether a long read will most likely have to wait for the disk."""
+        # How far it was read in order, and fetched; only hints for reading ahead.
+        self._read_to = 0
         self._fetched = 0
 
     def pread(self, offset: int, length: int) -> bytes:
@@ -113,7 +119,8 @@ class ContentReader:
         if self.content.kind is ContentKind.BLOB:
             return self._read(self._digest, self._checksum, offset, end - offset)
         manifest = self._manifest or self._load(self._digest)
-        first = True
+        if length >= LONG_BYTES:
+            self._read_ahead(manifest, offset, end)
         parts: list[bytes] = []
         i = manifest.find(offset)
         while offset < end:
@@ -122,11 +129,6 @@ class ContentReader:
             if digest is None:
                 parts.append(bytes(stop - offset))
             else:
-                if digest not in self._verified:
-                    if first:
-                        first = False
-                        self._read_ahead(manifest, i)
-                    self._last = i
                 parts.append(self._read(digest, checksum, offset - start, stop - offset))
             offset = stop
             i += 1
@@ -157,6 +159,7 @@ class ContentReader:
             else:
                 part = self._read_nowait(digest, checksum, offset - start, stop - offset)
                 if part is None:
+                    self.cold = True
                     return None
                 parts.append(part)
             offset = stop
@@ -272,19 +275,25 @@ class ContentReader:
         # Its file may be replaced by a good one; an open descriptor would keep the bad one.
         self._descriptors.forget(digest)
 
-    def _read_ahead(self, manifest: Manifest, i: int) -> None:
-        """A read begins with entry `i`, which is new: have the kernel fetch those after it if it follows on."""
-        if i != self._last + 1:
-            self._fetched = i + 1
+    def _read_ahead(self, manifest: Manifest, offset: int, end: int) -> None:
+        """The bytes [offset, end) are read, maybe from the disk: have the kernel fetch those that follow, if the
+        file is being read in order, or by several in parallel in nearly that order."""
+        if abs(offset - self._read_to) > _AHEAD_BYTES:
+            self._fetched = self._read_to = end
             return
-        end = manifest.start(i) + _AHEAD_BYTES
-        next_one = max(i + 1, self._fetched)
-        while next_one < len(manifest) and manifest.start(next_one) < end:
-            digest = manifest.entry(next_one).digest
-            next_one += 1
-            if digest is not None and digest not in self._verified:
-                self._descriptors.fetch(self._tree, digest)
-        self._fetched = next_one
+        self._read_to = max(self._read_to, end)
+        first = manifest.find(max(self._fetched, self._read_to - 1))
+        stop = min(self._read_to + _AHEAD_BYTES, self.size_bytes)
+        cold: list[bool] = []
+        for i in range(first, len(manifest)):
+            start, size, digest, _ = manifest.entry(i)
+            if start >= stop:
+                break
+            self._fetched = start + size
+            if digest is not None:
+                cold.append(self._descriptors.fetch(self._tree, digest))
+        if cold:
+            self.cold = any(cold)
 
 
 def _read_cached(fd: int, length: int, offset: int) -> bytes | None:

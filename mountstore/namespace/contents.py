@@ -13,7 +13,13 @@ import trio
 
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.reader import INLINE_MAX, ContentReader, DescriptorCache, VerifiedBlobs
+from mountstore.blobs.reader import (
+    INLINE_MAX,
+    LONG_BYTES,
+    ContentReader,
+    DescriptorCache,
+    VerifiedBlobs,
+)
 from mountstore.blobs.tree import BalancedTree
 from mountstore.namespace.fetch_ahead import FetchAhead
 from mountstore.namespace.inodes import Inode
@@ -141,6 +147,9 @@ class Contents:
                 self._pace.note(elapsed_s)
                 if inode.content.kind is ContentKind.BLOB:
                     self._fetch(self._ahead.note(inode.id, waited=elapsed_s > _AT_HAND_S))
+        if reader.cold and length >= LONG_BYTES:
+            # To look into the page cache first would cost a copy of what lies there.
+            return await self.in_thread(reader.pread, offset, length)
         data = reader.pread_nowait(offset, length)
         if data is not None:
             return data

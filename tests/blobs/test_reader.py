@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sealing import SMALL, BytesSource, files, given_a_tree, noise, reader
 
+from mountstore.blobs import descriptors as descriptors_module
 from mountstore.blobs import reader as reader_module
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS
 from mountstore.blobs.content import EMPTY, Content, ContentKind, Sealed
@@ -173,28 +174,84 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether blobs seem to lie on the disk alone; change what it holds."""
+    cold = [True]
+    monkeypatch.setattr(descriptors_module, "_begins_in_cache", lambda fd: not cold[0])
+    return cold
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unverified", "verified"])
+@pytest.mark.parametrize("swapped", [False, True])
 def test_a_read_in_order_has_the_next_pieces_fetched_once(
-    tree: BalancedTree, mounted: Mounted, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
+    tree: BalancedTree,
+    mounted: Mounted,
+    monkeypatch: pytest.MonkeyPatch,
+    fetched: list[str],
+    cold: list[bool],
+    known: bool,
+    swapped: bool,
 ) -> None:
     ahead = 20_000
     monkeypatch.setattr(reader_module, "_AHEAD_BYTES", ahead)
+    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
     data = noise(1, 200_000)
-    content = seal(tree, SMALL, BytesSource(data)).content
-    starts = {entry.digest.name: entry.offset for entry in describe(tree, content).entries() if entry.digest}
-    read = mounted.open(content)
-    for offset in range(0, len(data), 1000):
-        assert read.pread(offset, 1000) == data[offset : offset + 1000]
-        assert all(starts[name] < offset + 1000 + ahead for name in fetched)
-    # All but the first, in order, each once.
-    assert fetched == list(starts)[1:]
+    sealed = seal(tree, SMALL, BytesSource(data))
+    entries = [entry for entry in describe(tree, sealed.content).entries() if entry.digest]
+    starts = {entry.digest.name: entry.offset for entry in entries if entry.digest}
+    for blob in sealed.blobs if known else ():
+        mounted.verified.add(blob.digest)
+    read = mounted.open(sealed.content)
+    read_to = 0
+    for start in range(0, len(data), 2000):
+        for offset in (start + 1000, start) if swapped else (start, start + 1000):
+            assert read.pread(offset, 1000) == data[offset : offset + 1000]
+            read_to = max(read_to, offset + 1000)
+            assert all(starts[name] < read_to + ahead for name in fetched)
+            assert read.cold
+    # What the first read was at itself before its end is not.
+    first_end = 2000 if swapped else 1000
+    expected = [e.digest.name for e in entries if e.digest and e.offset + e.length >= first_end]
+    assert fetched == expected
 
 
-def test_reads_here_and_there_fetch_nothing_else(
-    tree: BalancedTree, mounted: Mounted, fetched: list[str]
+def test_what_the_page_cache_has_is_not_fetched_and_not_taken_for_cold(
+    tree: BalancedTree,
+    mounted: Mounted,
+    monkeypatch: pytest.MonkeyPatch,
+    fetched: list[str],
+    cold: list[bool],
 ) -> None:
+    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", 20_000)
+    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
+    data = noise(1, 200_000)
+    read = mounted.open(seal(tree, SMALL, BytesSource(data)).content)
+    taken_for_cold = [read.cold]
+    read.pread(0, 1000)
+    taken_for_cold.append(read.cold)
+    cold[0] = False
+    before = list(fetched)
+    for offset in range(1000, 100_000, 1000):
+        read.pread(offset, 1000)
+    assert fetched == before
+    assert [*taken_for_cold, read.cold] == [False, True, False]
+
+
+def test_reads_here_and_there_and_small_ones_fetch_nothing_else(
+    tree: BalancedTree,
+    mounted: Mounted,
+    monkeypatch: pytest.MonkeyPatch,
+    fetched: list[str],
+    cold: list[bool],
+) -> None:
+    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", 10_000)
+    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
     data = noise(1, 200_000)
     read = mounted.open(seal(tree, SMALL, BytesSource(data)).content)
     for offset in (150_000, 20_000, 90_000, 60_000):
+        assert read.pread(offset, 1000) == data[offset : offset + 1000]
+    for offset in range(61_000, 70_000, 10):
         assert read.pread(offset, 10) == data[offset : offset + 10]
     assert fetched == []
 
