@@ -41,8 +41,8 @@ REBUILD_HINT = "fsck.cas --rebuild makes a new one from the blobs"
 _CHECKPOINT_BYTES = 16 << 20
 """A WAL longer than this is worth a checkpoint."""
 
-_ENTRIES_MAX = 50_000
-"""Names kept in memory: about 12 MiB, and a look-up in a tenth of the time."""
+_ENTRIES_MAX = 65_000
+"""Names kept in memory: about 16 MiB, and a look-up in a tenth of the time."""
 
 INODE_COLUMNS = (
     "id, mode, uid, gid, nlink, rdev, size, allocated, atime_ns, mtime_ns, ctime_ns, btime_ns, "

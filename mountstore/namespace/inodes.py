@@ -222,7 +222,7 @@ class InodeTable:
       views: How many views of others stay; each takes 0.3 KB. None, if somebody else may change inodes.
     """
 
-    def __init__(self, catalog: Catalog, *, capacity: int = 8192, views: int = 50_000) -> None:
+    def __init__(self, catalog: Catalog, *, capacity: int = 8192, views: int = 65_000) -> None:
         self._catalog = catalog
         self._views: dict[int, Any] = {}
         self._views_max = views
