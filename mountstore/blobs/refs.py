@@ -152,11 +152,12 @@ def write_ref(blobs: str, ref: Ref) -> None:
     check_ref_name(ref.name)
     directory = os.path.join(blobs, REFS_NAME)
     if not os.path.isdir(directory):
-        os.makedirs(directory, exist_ok=True)
+        # Whoever may go through `blobs/` to the blobs he can name is not to learn all names from here.
+        os.makedirs(directory, 0o700, exist_ok=True)
         fsync_path(blobs, os.O_DIRECTORY)
     temporary = os.path.join(directory, f".{ref.name}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.write(fd, encode_ref(ref))
             fsync(fd, temporary)

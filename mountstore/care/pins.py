@@ -103,7 +103,7 @@ class Pins:
     def create(self, name: bytes) -> None:
         """An empty list. Raises: ExistsError."""
         self._store.namespace.require_writable()
-        os.makedirs(self._store.pins, exist_ok=True)
+        os.makedirs(self._store.pins, 0o700, exist_ok=True)
         try:
             os.close(os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
@@ -166,7 +166,7 @@ class Pins:
 
     def _replace(self, path: bytes, data: bytes) -> None:
         directory = os.path.dirname(path)
-        os.makedirs(directory, exist_ok=True)
+        os.makedirs(directory, 0o700, exist_ok=True)
         # In staging, where a leftover is cleared away: every file among the pins counts.
         fresh = os.path.join(os.fsencode(self._store.path), b"staging", b"pins-" + os.urandom(8).hex().encode())
         try:

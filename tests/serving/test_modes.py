@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from mountstore.care.pins import Pins
+from mountstore.care.snapshots import Snapshots
 from mountstore.store import Store, create_store
 
 
@@ -31,11 +33,17 @@ def test_a_group_that_is_let_in_gets_blobs_only(tmp_path: Path) -> None:
     create_store(str(path))
 
     async def use() -> None:
-        async with Store.open(str(path)).running():
+        async with Store.open(str(path)).running() as store:
             for file in path.glob("catalog.db*"):
                 assert mode_of(file) == 0o600, file
             assert len(list(path.glob("catalog.db*"))) > 1
+            await Snapshots(store).take("one")
+            await Pins(store).save(b"list", b"")
 
     trio.run(use)
+    # From a ref everything can be reached.
+    assert mode_of(path / "blobs" / "refs") == 0o700
+    assert mode_of(path / "blobs" / "refs" / "one") == 0o600
+    assert mode_of(path / "pins") == 0o700
     assert mode_of(path / "catalog.db") == 0o600
     assert mode_of(path / "staging") == 0o700
