@@ -1,4 +1,7 @@
-"""Every exception the package raises on purpose, in one family.
+"""The exceptions that the store raises on purpose, in one family.
+
+Not in it: `FlushFailedError` (mountstore.blobs.flush), which is an `OSError`, and what images and conversations
+with a daemon say of themselves.
 
 Nothing here knows errno: `mountstore.fuse.errnos` holds the one table that turns these into what a
 system call returns. An `OSError` of the operating system (a full disk, a bad sector) is passed on as it

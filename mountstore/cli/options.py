@@ -256,7 +256,7 @@ options behind -o:
   allow_other          let other users in; on for root, off for others (noallow_other)
   acl                  POSIX access control lists
   noxattr              no extended attributes
-  commit=SECONDS       at most this much unsynced work is lost with the power (5)
+  commit=SECONDS       names and closed files are on disk after this time, without an fsync (5)
   versions=NAME        what the version directory in every directory is called (.versions)
   show_versions        list it, too; else it is only there when asked for by name
   noversions           keep no versions and show none

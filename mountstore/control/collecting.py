@@ -196,7 +196,9 @@ COMMANDS = (
         (
             Argument("--dry-run", "only tell what would be done", Kind.FLAG),
             Argument("--purge", "then delete old trash", Kind.FLAG),
-            Argument("--older-than", "of --purge: keep what is younger (7); 0: none", Kind.NUMBER, value="DAYS"),
+            Argument(
+                "--older-than", "of --purge: keep what is younger (7); 0: all goes", Kind.NUMBER, value="DAYS"
+            ),
             Argument("--keep", "a list of blobs to keep", Kind.FILE, many=True),
             Argument("--grace", "leave blobs alone that were placed since (3600)", Kind.NUMBER, value="SECONDS"),
             Argument("--adopted", "also what lay in the tree before it was a store and was never used", Kind.FLAG),
@@ -223,7 +225,7 @@ COMMANDS = (
         "purge",
         "Delete old trash for good.",
         _purge,
-        (Argument("--older-than", "keep what is younger (7); 0: none", Kind.NUMBER, value="DAYS"),),
+        (Argument("--older-than", "keep what is younger (7); 0: all goes", Kind.NUMBER, value="DAYS"),),
         long=True,
     ),
     Command(

@@ -11,7 +11,7 @@ __all__ = ["Statistics"]
 class Statistics:
     """What happened since the mount began. Bare numbers: whoever does the work adds to them, on the trio thread.
 
-    What parts of the store count by themselves is not here: `mountstore.control.gauges` reads it there.
+    What parts of the store count by themselves is not here: `mountstore.control.state` reads it there.
     """
 
     read_bytes: int = 0

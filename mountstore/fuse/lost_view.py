@@ -1,7 +1,7 @@
 """`.cas/lost+found`: what recovery and fsck.cas moved aside, to be looked at and copied.
 
     blobs/     damaged or foreign files that were in the tree (STORE/bad)
-    drafts/    unsealed contents that belong to no file any more (STORE/staging/kept)
+    drafts/    unsealed contents of files, which a crash left (STORE/staging/kept)
     findings   what the last fsck.cas found, one finding a line
 
 Nothing here is verified: that something is wrong with it is why it is here.

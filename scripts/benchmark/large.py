@@ -1,4 +1,4 @@
-"""The programme for large files: streams with sync, the same again, small changes, memory. See DESIGN's goals in
+"""The programme for large files: streams with sync, the same again, small changes, memory. The goals stand in
 docs/performance.md.
 
 What a daemon wrote comes from /proc/PID/io, what was stored from the sizes of the blobs, its memory from the

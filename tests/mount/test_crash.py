@@ -1,4 +1,4 @@
-"""kill -9 of the daemon, and what has to be there afterwards (docs/architecture.md, "Durability")."""
+"""kill -9 of the daemon, and what has to be there afterwards (docs/durability.md)."""
 
 from __future__ import annotations
 
