@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mount.limits import small_limits
 from mount.syscalls import write_back
 
 
@@ -278,16 +279,9 @@ class Exerciser:
         self._compare("read all", 0, bytes(got))
 
 
-SMALL_LIMITS = """
-from mountstore.namespace import draft, drafts, files, sealing
-for module, name, value in [
-    (draft, "MEMORY_MAX", 100_000), (drafts, "MEMORY_MAX", 100_000), (drafts, "MEMORY_TOTAL", 150_000),
-    (draft, "PARKED_MAX", 200_000), (files, "_FEED_BYTES", 20_000),
-    (files, "INLINE_MAX", 10_000), (sealing, "INLINE_MAX", 10_000),
-]:
-    assert isinstance(getattr(module, name), int)
-    setattr(module, name, value)
-"""
+LIMITS = small_limits(
+    memory_max=100_000, memory_total=150_000, parked_max=200_000, feed_bytes=20_000, inline_max=10_000
+)
 """Run first by a daemon: files of some 100 KiB are streamed and staged."""
 
 ORDINARY = Sizes(24 << 20, 3 << 20, (0, 4 << 20, 8 << 20, 9 << 20, 12 << 20, 16 << 20, 24 << 20))

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from mount.conftest import MountMaker
+from mount.limits import SMALL_LIMITS
 from mount.live import PATIENCE_S, SCALE, LiveMount
 from mount.picture import assert_same, picture
 from mount.syscalls import write_back
-from mount.test_machine import SMALL_LIMITS
 
 MIB = 1 << 20
 

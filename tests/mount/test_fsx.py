@@ -8,7 +8,7 @@ import random
 import pytest
 
 from mount.conftest import MountMaker
-from mount.fsx import ORDINARY, SMALL, SMALL_LIMITS, Exerciser, Sizes
+from mount.fsx import LIMITS, ORDINARY, SMALL, Exerciser, Sizes
 from mount.live import SCALE
 
 _SECONDS = int(os.environ.get("MOUNTSTORE_FSX_SECONDS") or 5 * SCALE)
@@ -20,7 +20,7 @@ _SECONDS = int(os.environ.get("MOUNTSTORE_FSX_SECONDS") or 5 * SCALE)
     [
         pytest.param(None, "", ORDINARY, 300, id="ordinary"),
         pytest.param(16_384, "", SMALL, 900, id="tiny pieces"),
-        pytest.param(16_384, SMALL_LIMITS, SMALL, 900, id="tiny pieces, small limits"),
+        pytest.param(16_384, LIMITS, SMALL, 900, id="tiny pieces, small limits"),
     ],
 )
 def test_a_file_under_random_operations_holds_what_was_written(

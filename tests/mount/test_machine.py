@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from mount.conftest import MountMaker
+from mount.limits import SMALL_LIMITS
 from mount.live import SCALE, LiveMount
 from mount.picture import assert_same, picture
 from mount.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, write_back
@@ -279,19 +280,6 @@ def _look(fd: int) -> Any:
 def _brief(outcome: Any) -> str:
     text = repr(outcome)
     return text if len(text) < 300 else f"{text[:200]}… ({len(text)})"
-
-
-SMALL_LIMITS = """
-from mountstore.namespace import draft, drafts, files, sealing
-for module, name, value in [
-    (draft, "MEMORY_MAX", 16384), (drafts, "MEMORY_MAX", 16384), (drafts, "MEMORY_TOTAL", 100000),
-    (draft, "PARKED_MAX", 65536), (files, "_FEED_BYTES", 8192),
-    (files, "INLINE_MAX", 4096), (sealing, "INLINE_MAX", 4096),
-]:
-    assert isinstance(getattr(module, name), int)
-    setattr(module, name, value)
-"""
-"""Makes a daemon stream, stage and use threads for files of some KiB."""
 
 
 SMALL_MEMORY = """
