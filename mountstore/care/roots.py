@@ -16,7 +16,7 @@ from mountstore.blobs.manifest import MAGIC, decode_manifest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError
-from mountstore.namespace.draft import StreamedDraft
+from mountstore.namespace.streamed_draft import StreamedDraft
 from mountstore.store import Store
 
 _HASH_CHARACTERS = 64

@@ -98,7 +98,7 @@ PreviousRow = tuple[
 
 
 class DraftRow(NamedTuple):
-    """A recorded draft: see `mountstore.namespace.draft`."""
+    """A recorded draft: see `mountstore.namespace.staged_draft`."""
 
     inode: int
     staging: str

@@ -20,10 +20,12 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError, MisuseError, StaleError
 from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft, StagedDraft, StreamedDraft, resized
+from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft
 from mountstore.namespace.inodes import Change, Inode, InodeTable
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
+from mountstore.namespace.staged_draft import StagedDraft, resized
+from mountstore.namespace.streamed_draft import StreamedDraft
 
 log = logging.getLogger(__name__)
 

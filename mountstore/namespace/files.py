@@ -18,10 +18,12 @@ import trio
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.errors import NoSpaceError, TooLargeError
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import Draft, MemoryDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.sealing import INLINE_MAX, Sealer
+from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.streamed_draft import StreamedDraft
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,12 @@ from mountstore.blobs.content import EMPTY, ContentKind, Sealed
 from mountstore.blobs.seal import seal, seal_small
 from mountstore.blobs.tree import BalancedTree
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.draft import Draft, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import Draft, MemoryDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.ledger import Ledger
+from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.streamed_draft import StreamedDraft
 from mountstore.namespace.versions import Versions
 
 log = logging.getLogger(__name__)

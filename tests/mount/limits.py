@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 _PRELUDE = """
-from mountstore.namespace import draft, drafts, files, sealing
+from mountstore.namespace import drafts, files, sealing, streamed_draft
 for module, name, value in [
     (drafts, "MEMORY_MAX", {memory_max}), (drafts, "MEMORY_TOTAL", {memory_total}),
-    (draft, "PARKED_MAX", {parked_max}), (files, "_FEED_BYTES", {feed_bytes}),
+    (streamed_draft, "PARKED_MAX", {parked_max}), (files, "_FEED_BYTES", {feed_bytes}),
     (files, "INLINE_MAX", {inline_max}), (sealing, "INLINE_MAX", {inline_max}),
 ]:
     assert isinstance(getattr(module, name), int)

@@ -24,7 +24,9 @@ from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
-from mountstore.namespace.draft import PARKED_MAX, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import MemoryDraft
+from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.streamed_draft import PARKED_MAX, StreamedDraft
 
 SIZES = st.integers(0, 300)
 WRITES = st.tuples(st.just("write"), SIZES, st.binary(min_size=1, max_size=100))

@@ -13,9 +13,10 @@ import trio
 
 from mountstore.blobs.reader import ContentReader
 from mountstore.errors import NoSpaceError, TooLargeError
-from mountstore.namespace.draft import MEMORY_MAX, StagedDraft
+from mountstore.namespace.draft import MEMORY_MAX
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
+from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.store import Store
 
 pytestmark = pytest.mark.trio

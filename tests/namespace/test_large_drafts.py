@@ -18,11 +18,13 @@ from mountstore.blobs.staging import Staging
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError
 from mountstore.namespace import drafts, files
-from mountstore.namespace.draft import MEMORY_MAX, MemoryDraft, StagedDraft, StreamedDraft
+from mountstore.namespace.draft import MEMORY_MAX, MemoryDraft
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.sealing import INLINE_MAX
+from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.streamed_draft import StreamedDraft
 from mountstore.store import Store
 from namespace.conftest import PIECE_MAX
 
@@ -433,7 +435,7 @@ async def test_what_an_fsync_records_of_many_small_changes_is_bounded(
     store_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a write that comes while they are gathered is not lost."""
-    monkeypatch.setattr("mountstore.namespace.draft.SCATTERED_MAX", 64)
+    monkeypatch.setattr("mountstore.namespace.staged_draft.SCATTERED_MAX", 64)
     expected = bytearray(os.urandom(MEMORY_MAX + 100 * 4096))
     filling, written = threading.Event(), threading.Event()
     fill = StagedDraft.fill

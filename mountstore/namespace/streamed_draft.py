@@ -1,0 +1,179 @@
+"""Streamed drafts: what is appended in order is cut, hashed and placed while it arrives.
+
+Who may change a draft, and when, stands in `draft.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import trio
+
+from mountstore.blobs.content import Content, Sealed
+from mountstore.blobs.digest import Digest
+from mountstore.blobs.seal import StreamingSeal
+
+PARKED_MAX = 16 << 20
+"""How far ahead of a stream, and how much, bytes may arrive."""
+
+
+class StreamedDraft:
+    """Bytes that arrive in order, sealed while they arrive.
+
+    What comes a little too early is parked in memory until its turn (the kernel writes back in parallel).
+    `feed` and `finish` are called by one worker at a time, on behalf of who holds `turn`; anything else ends the
+    stream: it is sealed as it is, and changed as a base.
+
+    Taken, but not fed yet, are the bytes `[fed_bytes, end)`. `feed` goes on while more are taken, so that a
+    worker who is as quick as the writers never has to be called again.
+
+    Args:
+      base: The content that was sealed before; none of it is part of the stream.
+      head: The first bytes.
+    """
+
+    __slots__ = (
+        "_finishing",
+        "_pending",
+        "_stream",
+        "_waiting",
+        "base",
+        "claimed",
+        "end",
+        "fed_bytes",
+        "feeding",
+        "parked",
+        "parked_bytes",
+        "stuck",
+        "turn",
+    )
+
+    def __init__(self, base: Content, stream: StreamingSeal, head: bytearray) -> None:
+        self.base = base
+        self.claimed = 0
+        self._stream = stream
+        # The owner appends, a worker takes from the other end.
+        self._pending: deque[bytes | bytearray] = deque([head])
+        self.end = len(head)
+        self.fed_bytes = 0
+        # Whether `feed` is under way, and who waits until it has come far enough.
+        self.feeding = False
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+        self.parked: dict[int, bytes] = {}
+        self.parked_bytes = 0
+        self.turn = trio.Lock()
+        # Whether the last `feed` failed: there are bytes in memory that should be on the disk.
+        self.stuck = False
+        self._finishing = False
+
+    @property
+    def size_bytes(self) -> int:
+        return max((offset + len(data) for offset, data in self.parked.items()), default=self.end)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.end + self.parked_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        return self.end - self.fed_bytes
+
+    def write(self, offset: int, data: bytes, room: int = PARKED_MAX) -> bool:
+        """Take bytes that continue the stream, or will soon and fit into `room` bytes of memory; False if they
+        do neither, or it is ending."""
+        if self._finishing:
+            return False
+        if offset == self.end:
+            self._append(data)
+            while self.parked and (early := self.parked.pop(self.end, None)) is not None:
+                self.parked_bytes -= len(early)
+                self._append(early)
+            return True
+        far = offset - self.end + len(data) > PARKED_MAX or offset < self.end
+        if far or self.parked_bytes + len(data) > PARKED_MAX or len(data) > room or offset in self.parked:
+            return False
+        self.parked[offset] = data
+        self.parked_bytes += len(data)
+        return True
+
+    def _append(self, data: bytes) -> None:
+        self._pending.append(data)
+        self.end += len(data)
+
+    async def wait_fed(self, length: int) -> None:
+        """Return when the first `length` bytes are fed, or at the next `wake_next`."""
+        woken = trio.Event()
+        self._waiting.append((length, woken))
+        await woken.wait()
+
+    def wake_next(self) -> None:
+        """Have one of those in `wait_fed` see to it that what is pending is fed, unless somebody does."""
+        if self._waiting and not self.feeding:
+            self._waiting.popleft()[1].set()
+
+    def note_fed(self, length: int) -> None:
+        """So many more bytes are fed."""
+        self.fed_bytes += length
+        while self._waiting and self._waiting[0][0] <= self.fed_bytes:
+            self._waiting.popleft()[1].set()
+
+    def note_failed(self) -> None:
+        """`feed` has failed, in the thread that owns the draft: the stream has taken the bytes all the same."""
+        self.note_fed(self.pending_bytes - sum(map(len, self._pending)))
+
+    def feed(self, most: int, fed: Callable[[int], None]) -> None:
+        """Cut and place what was taken, and is taken meanwhile, up to about `most` bytes; blocks, in a worker.
+
+        Args:
+          fed: Told in the worker how many bytes more have been fed.
+
+        Raises: As `StreamingSeal.feed`. Then `stuck` is set, and what failed comes first in the next call.
+        """
+        try:
+            if self.stuck:
+                self._stream.feed()
+                self.stuck = False
+            while most > 0 and self._pending:
+                part = self._pending.popleft()
+                self._stream.feed(part)
+                fed(len(part))
+                most -= len(part)
+        except BaseException:
+            self.stuck = True
+            raise
+
+    def take_pending(self) -> list[bytes | bytearray]:
+        """The last bytes, for `finish`; whoever holds `turn` does both."""
+        pending = list(self._pending)
+        self._pending.clear()
+        self.note_fed(self.pending_bytes)
+        return pending
+
+    def stored(self) -> list[Digest]:
+        """Blobs placed so far; whoever asks holds `turn`."""
+        return self._stream.stored()
+
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks."""
+        self._finishing = True
+        try:
+            # Everything it has taken is in pieces then, placed or not.
+            self._stream.feed(*self.take_pending())
+            self._stream.finish()
+        except OSError:
+            pass
+        yield from self._stream.contents()
+        yield from self.parked.items()
+
+    def finish(self, pending: list[bytes | bytearray]) -> Sealed:
+        """The content of the stream and these last bytes, from `take_pending`; blocks.
+
+        Nothing can be written to it any more, even if this fails; then it can be called again.
+
+        Raises: as `StreamingSeal.finish`.
+        """
+        self._finishing = True
+        if pending:
+            self._stream.feed(*pending)
+        return self._stream.finish()
