@@ -22,8 +22,14 @@ BELOW: dict[str, set[str]] = {
     "cli": {"fuse", "control", "care", "store", "namespace", "blobs", "errors"},
 }
 
-# Modules that only one part may import.
-PRIVATE: dict[str, str] = {"pyfuse3": "fuse", "sqlite3": "namespace", "errno": "fuse", "PIL": "images"}
+# Modules that only these parts may import. Which errno an exception becomes is decided in fuse/; below it, where
+# system calls are made, errno is only what the system said, or would have said.
+PRIVATE: dict[str, set[str]] = {
+    "pyfuse3": {"fuse"},
+    "sqlite3": {"namespace"},
+    "errno": {"fuse", "namespace", "blobs"},
+    "PIL": {"images"},
+}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -59,7 +65,7 @@ def test_imports_point_downward_only(path: Path) -> None:
             target = rest.partition(".")[0]
             assert target == part or target in BELOW[part], f"{path} imports {name}"
         if top in PRIVATE:
-            assert PRIVATE[top] == part, f"{path} imports {name}, which belongs to {PRIVATE[top]}/"
+            assert part in PRIVATE[top], f"{path} imports {name}, which belongs to {sorted(PRIVATE[top])}"
 
 
 def test_the_plan_has_no_cycles() -> None:

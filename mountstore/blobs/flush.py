@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 
@@ -17,9 +18,7 @@ _BTRFS = 0x9123683E
 
 _ZEROS = memoryview(bytes(256 << 10))
 
-_EDQUOT = 122
-_NO_ROOM = (28, _EDQUOT)
-"""ENOSPC and EDQUOT of <errno.h>."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FlushFailedError(OSError):
@@ -129,7 +128,7 @@ def copies_on_write(directory: str) -> bool:
 
 def is_quota(refusal: OSError) -> bool:
     """Whether it is a quota that refused, not the disk."""
-    return refusal.errno == _EDQUOT
+    return refusal.errno == errno.EDQUOT
 
 
 def is_no_room(exc: BaseException) -> bool:

@@ -11,6 +11,7 @@ Who may change a draft, and when, stands in `draft.py`.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -37,9 +38,6 @@ SPARED = 16
 sealing sets those of drafts free."""
 
 _DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-
-_EMFILE = 24
-"""Of <errno.h>."""
 
 _Ranges = list[tuple[int, int]]
 
@@ -322,5 +320,5 @@ def open_sparingly(path: str, mode: int) -> int:
     if limit != resource.RLIM_INFINITY and fd >= limit - min(SPARED, limit // 4):
         os.close(fd)
         os.unlink(path)
-        raise OSError(_EMFILE, os.strerror(_EMFILE), path)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
     return fd
