@@ -95,10 +95,6 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.entry_ends)
 
-    @property
-    def has_holes(self) -> bool:
-        return self._ordinals is not None
-
     def find(self, offset: int) -> int:
         """The number of the entry that contains `offset`, 0 <= offset < size_bytes."""
         return bisect_right(self.entry_ends, offset)

@@ -24,7 +24,7 @@ from mountstore.blobs.digest import Digest
 from mountstore.blobs.manifest import Manifest, load_manifest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import VerifiedBlobs, check_bytes, check_open_blob, pread_exactly
-from mountstore.errors import CorruptError, MisuseError, MountstoreError
+from mountstore.errors import CorruptError, MisuseError
 
 __all__ = ["INLINE_MAX", "LONG_BYTES", "ContentReader", "DescriptorCache", "VerifiedBlobs"]
 
@@ -184,26 +184,6 @@ class ContentReader:
                 known = digest in self._verified
                 cost += min(end, start + size) - max(offset, start) if known else digest.size_bytes
         return cost
-
-    def prefetch(self, offset: int, length: int) -> None:
-        """Verify what holds [offset, offset + length), so that `pread_nowait` finds it; blocks.
-
-        What is wrong with a blob is left for the read that wants it.
-        """
-        end = min(offset + length, self.size_bytes)
-        if offset >= end or self._digest is None:
-            return
-        try:
-            if self.content.kind is ContentKind.BLOB:
-                self._read(self._digest, self._checksum, offset, 0)
-                return
-            manifest = self._manifest or self._load(self._digest)
-            for i in range(manifest.find(offset), manifest.find(end - 1) + 1):
-                _, _, digest, checksum = manifest.entry(i)
-                if digest is not None and digest not in self._verified:
-                    self._read(digest, checksum, 0, 0)
-        except (MountstoreError, OSError):
-            pass
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """The ranges (start, end), in order, outside which everything is zero; blocks. Raises: as `pread`."""

@@ -58,7 +58,6 @@ class Fate(StrEnum):
     """A write that was not finished."""
 
 
-STAYING: Final = (Fate.LIVE, Fate.VERSIONS, Fate.SNAPSHOTS, Fate.LISTED, Fate.RECENT, Fate.WANTED, Fate.ADOPTED)
 COLLECTED: Final = (Fate.DROPPED, Fate.SUPERSEDED, Fate.UNRECORDED)
 
 

@@ -449,13 +449,6 @@ class Catalog:
             self._execute("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", (parent,)).fetchone() is not None
         )
 
-    def name_of(self, parent: int, inode: int) -> bytes | None:
-        """A name by which `parent` lists `inode`; reads the directory until it is found."""
-        row = self._execute(
-            "SELECT name FROM entry WHERE parent = ? AND inode = ? LIMIT 1", (parent, inode)
-        ).fetchone()
-        return None if row is None else row[0]
-
     def listing(self, parent: int, after: int) -> Iterator[ListingRow]:
         """Entries of a directory in the order of their cookies, from the first one beyond `after`.
 

@@ -151,16 +151,6 @@ def test_nowait_leaves_what_is_not_in_the_page_cache(tree: BalancedTree, mounted
     assert read.pread(0, 100_000) == data
 
 
-def test_prefetch_lets_nowait_answer(tree: BalancedTree, mounted: Mounted) -> None:
-    data = noise(1, 6 << 20)
-    read = mounted.open(seal(tree, DEFAULT_PARAMETERS, BytesSource(data)).content)
-    read.prefetch(3 << 20, 1)
-    assert read.pread_nowait(3 << 20, 1) == data[3 << 20 : (3 << 20) + 1]
-    single = mounted.open(seal_small(tree, noise(2, 1 << 20)).content)
-    single.prefetch(0, 1)
-    assert single.pread_nowait(0, 1) is not None
-
-
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The blobs that the kernel was asked to fetch, in order."""
@@ -298,7 +288,6 @@ def test_beside_a_damaged_piece_everything_is_readable(tree: BalancedTree, mount
         read.pread(0, len(data))
     with pytest.raises((CorruptError, BlobMissingError), match=bad.digest.name):
         read.pread_nowait(0, len(data))
-    read.prefetch(0, len(data))
 
 
 @pytest.mark.parametrize("how", DAMAGES)
