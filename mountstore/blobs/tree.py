@@ -307,6 +307,39 @@ class BalancedTree:
         """
         self._take(digest, destination)
 
+    def delete_path(self, path: str) -> Digest:
+        """Remove the blob at `path`, however that leads into the tree, and the directories this empties.
+
+        Raises:
+            MisuseError: When all links are resolved, this is not the place of a blob in this tree.
+            BlobMissingError: It would be the place of one, but there is none.
+        """
+        directory, name = os.path.split(path)
+        digest = Digest.parse(name)
+        directory = os.path.realpath(directory)
+        level = len(directory) - len(self.root) >> 1
+        if not 1 <= level <= LEVELS_MAX or directory != self._directory(name, level):
+            raise MisuseError(f"{path} is not the place of a blob in {self.root}")
+        with self._lock:
+            path = f"{directory}/{name}"
+            if not _is_regular(path):
+                raise BlobMissingError(f"no blob at {path}")
+            self._unlink(directory, path)
+        return digest
+
+    def delete_content(self, content: Buffer | BinaryIO) -> Digest:
+        """Remove the blob with the same content as a buffer, or as a stream from its position on.
+
+        Raises:
+            BlobMissingError: There is none.
+        """
+        if isinstance(content, bytes | bytearray | memoryview):
+            digest = Digest.of(content)
+        else:
+            digest = digest_of_rest(content, b"")
+        self.delete(digest)
+        return digest
+
     # --- collecting garbage ---
 
     def watch(self) -> None:
@@ -356,39 +389,6 @@ class BalancedTree:
             except BlobMissingError:
                 return False
         return True
-
-    def delete_path(self, path: str) -> Digest:
-        """Remove the blob at `path`, however that leads into the tree, and the directories this empties.
-
-        Raises:
-            MisuseError: When all links are resolved, this is not the place of a blob in this tree.
-            BlobMissingError: It would be the place of one, but there is none.
-        """
-        directory, name = os.path.split(path)
-        digest = Digest.parse(name)
-        directory = os.path.realpath(directory)
-        level = len(directory) - len(self.root) >> 1
-        if not 1 <= level <= LEVELS_MAX or directory != self._directory(name, level):
-            raise MisuseError(f"{path} is not the place of a blob in {self.root}")
-        with self._lock:
-            path = f"{directory}/{name}"
-            if not _is_regular(path):
-                raise BlobMissingError(f"no blob at {path}")
-            self._unlink(directory, path)
-        return digest
-
-    def delete_content(self, content: Buffer | BinaryIO) -> Digest:
-        """Remove the blob with the same content as a buffer, or as a stream from its position on.
-
-        Raises:
-            BlobMissingError: There is none.
-        """
-        if isinstance(content, bytes | bytearray | memoryview):
-            digest = Digest.of(content)
-        else:
-            digest = digest_of_rest(content, b"")
-        self.delete(digest)
-        return digest
 
     # --- durability ---
 
