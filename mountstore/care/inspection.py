@@ -20,7 +20,8 @@ from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import StaleError
 from mountstore.namespace import listing, page_map
 from mountstore.namespace.inodes import ROOT
-from mountstore.namespace.pages import PAGE_SHIFT, UNREADABLE, Reference
+from mountstore.namespace.pages import UNREADABLE, Reference
+from mountstore.namespace.stale import PAGE_SHIFT
 
 FLAWS_KEPT: Final = 1000
 """Of each snapshot; all are counted."""

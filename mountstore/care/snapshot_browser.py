@@ -16,7 +16,8 @@ from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.instant import Instant
 from mountstore.namespace.limbo import LIMBO
 from mountstore.namespace.page_map import find_page
-from mountstore.namespace.pages import PAGE_SHIFT, InodeRecord, ListingEntry
+from mountstore.namespace.pages import InodeRecord, ListingEntry
+from mountstore.namespace.stale import PAGE_SHIFT
 
 __all__ = ["Records", "find", "follow", "records_of_instant", "records_of_snapshot"]
 

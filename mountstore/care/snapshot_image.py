@@ -25,7 +25,6 @@ from mountstore.namespace.pages import (
     INDEX_MAGIC,
     LEAF_MAGIC,
     NODE_MAGIC,
-    PAGE_SHIFT,
     ROOT_MAGIC,
     SEGMENT_MAGIC,
     InodeRecord,
@@ -44,7 +43,7 @@ from mountstore.namespace.pages import (
     encode_root,
     write_histories,
 )
-from mountstore.namespace.stale import Changes
+from mountstore.namespace.stale import PAGE_SHIFT, Changes
 
 T = TypeVar("T")
 

@@ -24,7 +24,6 @@ from mountstore.blobs.verification import read_blob
 from mountstore.errors import CorruptError, StaleError
 from mountstore.namespace import listing, page_map
 from mountstore.namespace.pages import (
-    PAGE_SHIFT,
     UNREADABLE,
     HistoryRecord,
     HistoryRow,
@@ -37,6 +36,7 @@ from mountstore.namespace.pages import (
     decode_root,
     decode_segment,
 )
+from mountstore.namespace.stale import PAGE_SHIFT
 
 T = TypeVar("T")
 

@@ -18,7 +18,8 @@ from typing import Any, Final
 from mountstore.namespace.catalog import INODE_COLUMNS
 from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
-from mountstore.namespace.pages import PAGE_SHIFT, HistoryRow, InodeRecord, ListingEntry
+from mountstore.namespace.pages import HistoryRow, InodeRecord, ListingEntry
+from mountstore.namespace.stale import PAGE_SHIFT
 
 _CACHE_KIB: Final = 8 * 1024
 _BATCH: Final = 500

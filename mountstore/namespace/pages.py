@@ -25,6 +25,7 @@ from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import CHECKSUM_BYTES, SHA256_BYTES, Digest
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.history import RowKind
+from mountstore.namespace.stale import PAGE_SHIFT
 
 FORMAT: Final = 1
 """Of every object below; raised by any change that an old reader would misread."""
@@ -41,8 +42,6 @@ MAGICS: Final = frozenset(
 )
 """What the first eight bytes of an object may be; a manifest has another one."""
 
-PAGE_SHIFT: Final = 6
-"""A page has the records of the numbers n with equal `n >> PAGE_SHIFT`."""
 NODE_SHIFT: Final = 8
 """A node of a map has at most `1 << NODE_SHIFT` children."""
 SEGMENT_SHIFT: Final = 8

@@ -27,7 +27,9 @@ BASE_KEY: Final = "snapshot_base"
 """Of the table meta: name of the blob that is the root of the last snapshot."""
 
 PAGE_SHIFT: Final = 6
-"""2**6 inodes, or histories, make a page: docs/format.md, "Snapshots"."""
+"""A page of a snapshot (docs/format.md, "Snapshots") has the inodes, or histories, of the numbers n with equal
+`n >> PAGE_SHIFT`. On disk: never to change. It stands here because `pages` is built on the catalog, which is built
+on this."""
 
 NAMES_MAX: Final = 2048
 """Of a directory in which more names changed, only that it changed is known."""

@@ -33,7 +33,8 @@ from mountstore.cli.stores import prepare_store
 from mountstore.errors import BusyError, CorruptError, StoreError
 from mountstore.namespace import listing, page_map
 from mountstore.namespace.inodes import ROOT
-from mountstore.namespace.pages import PAGE_SHIFT, Reference, encode_inodes, encode_root
+from mountstore.namespace.pages import Reference, encode_inodes, encode_root
+from mountstore.namespace.stale import PAGE_SHIFT
 from mountstore.store import Store, StoreLock, create_store, read_config
 
 Capture = pytest.CaptureFixture[str]
