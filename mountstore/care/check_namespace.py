@@ -13,14 +13,13 @@ from typing import Any
 
 from mountstore.care.findings import Change, Findings, Kind
 from mountstore.namespace.audit import (
-    FIRST_COOKIE,
     NUMBER_MAX,
-    ROOT,
     Audit,
     AuditedDirectory,
     AuditedEntry,
     AuditedInode,
 )
+from mountstore.namespace.inodes import FIRST_COOKIE, ROOT, TYPE_BITS
 
 _TYPES = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
@@ -163,7 +162,7 @@ def _judge_entry(audit: Audit, findings: Findings, entry: AuditedEntry) -> None:
 
 def _type_of(mode: int) -> int:
     """As stat.S_IFMT, for any number."""
-    return mode & 0o170000
+    return mode & TYPE_BITS
 
 
 def _is_name(name: bytes) -> bool:

@@ -11,6 +11,7 @@ from mountstore.care.findings import Change, Findings, Kind
 from mountstore.care.premises import Premises
 from mountstore.namespace.audit import Audit, DraftFacts
 from mountstore.namespace.drafts import inode_of_draft
+from mountstore.namespace.inodes import TYPE_BITS
 
 _Ranges = list[tuple[int, int]]
 
@@ -52,7 +53,7 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
 def _flaw(draft: DraftFacts, names: set[str]) -> str | None:
     if draft.mode is None:
         return "belongs to no inode"
-    if draft.mode & 0o170000 != stat.S_IFREG:
+    if draft.mode & TYPE_BITS != stat.S_IFREG:
         return "belongs to something that is no regular file"
     if draft.staging not in names:
         return "has no file in staging: what it held is lost"

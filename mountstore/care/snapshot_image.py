@@ -17,6 +17,7 @@ from mountstore.blobs.digest import Digest, checksum
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.namespace.inodes import TYPE_BITS
 from mountstore.namespace.instant import Instant
 from mountstore.namespace.listing import Place, update_listing, write_listing
 from mountstore.namespace.page_map import find_page, update_map
@@ -239,4 +240,4 @@ def _count(records: Iterable[InodeRecord]) -> int:
 
 
 def _bytes(records: Iterable[InodeRecord]) -> int:
-    return sum(record.size for record in records if record.mode & 0o170000 == stat.S_IFREG)
+    return sum(record.size for record in records if record.mode & TYPE_BITS == stat.S_IFREG)

@@ -18,20 +18,17 @@ from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError
 from mountstore.namespace.audit_contents import ContentRow, DraftFacts
 from mountstore.namespace.audit_names import (
-    FIRST_COOKIE,
     IS_DIRECTORY,
     NUMBER_MAX,
-    ROOT,
     AuditedDirectory,
     AuditedEntry,
     AuditedInode,
 )
 from mountstore.namespace.audit_versions import AuditedVersions
+from mountstore.namespace.inodes import FIRST_COOKIE, ROOT, TYPE_BITS
 
 __all__ = [
-    "FIRST_COOKIE",
     "NUMBER_MAX",
-    "ROOT",
     "Audit",
     "AuditedDirectory",
     "AuditedEntry",
@@ -167,7 +164,7 @@ class Audit(AuditedVersions):
                 self.make_directory(number, ROOT)
                 self._add_entry(ROOT, name, number)
                 return number
-            if row[1] is not None and row[1] & 0o170000 == stat.S_IFDIR and row[2] == ROOT and row[0] != ROOT:
+            if row[1] is not None and row[1] & TYPE_BITS == stat.S_IFDIR and row[2] == ROOT and row[0] != ROOT:
                 return int(row[0])
         raise CorruptError(f"{self.path}: every name for lost+found is taken")
 

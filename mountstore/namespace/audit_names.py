@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from mountstore.namespace.audit_connection import AuditConnection
+from mountstore.namespace.inodes import FIRST_COOKIE, ROOT, TYPE_BITS
 
-ROOT: Final = 1
-FIRST_COOKIE: Final = 3
 NUMBER_MAX: Final = 1 << 62
 """Inode numbers and cookies beyond this were never handed out."""
 
-TYPE = "(i.mode & 61440)"
+TYPE = f"(i.mode & {TYPE_BITS})"
 IS_DIRECTORY = f"{TYPE} = {stat.S_IFDIR}"
 _TYPES = ", ".join(
     str(kind)

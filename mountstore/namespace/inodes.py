@@ -40,6 +40,9 @@ ROOT = 1
 FIRST_COOKIE = 3
 """Positions 1 and 2 of every listing are `.` and `..`."""
 
+TYPE_BITS = 0o170000
+"""Of a mode: S_IFMT of <sys/stat.h>. As stat.S_IFMT without a call, and for numbers that are no mode."""
+
 _CRASH_GAP = 1 << 20
 """Numbers skipped at each start: a crash may have lost the record of that many handed out."""
 
@@ -180,11 +183,11 @@ class Inode:
 
     @property
     def is_directory(self) -> bool:
-        return (self.mode & 0o170000) == stat.S_IFDIR
+        return (self.mode & TYPE_BITS) == stat.S_IFDIR
 
     @property
     def is_regular(self) -> bool:
-        return (self.mode & 0o170000) == stat.S_IFREG
+        return (self.mode & TYPE_BITS) == stat.S_IFREG
 
     @property
     def pinned(self) -> bool:

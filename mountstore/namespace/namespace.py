@@ -30,7 +30,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import ROOT, Inode, InodeTable, clamp_ns, now_ns
+from mountstore.namespace.inodes import ROOT, TYPE_BITS, Inode, InodeTable, clamp_ns, now_ns
 from mountstore.namespace.versions import Versions
 
 NAME_MAX = 255
@@ -193,7 +193,7 @@ class Namespace:
             raise NameTooLongError(f"target of {len(target)} bytes")
         if name in (b".", b".."):
             raise ExistsError(repr(name))
-        directory = (mode & 0o170000) == stat.S_IFDIR
+        directory = (mode & TYPE_BITS) == stat.S_IFDIR
         gid = caller.gid
         if parent.mode & stat.S_ISGID:
             gid = parent.gid
@@ -478,7 +478,7 @@ class Namespace:
                 if access is not None:
                     changed = acls.encode(acls.chmod(acls.decode(access), mode))
                     self._catalog.put_xattr(inode.id, acls.ACCESS, changed)
-            inode.mode = inode.mode & 0o170000 | mode & 0o7777
+            inode.mode = inode.mode & TYPE_BITS | mode & 0o7777
         elif (uid is not None or gid is not None or owner_named) and not inode.is_directory:
             # With FUSE_HANDLE_KILLPRIV_V2 this is ours to do (chown(2): the bits go, whoever calls).
             drop = stat.S_ISUID

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.history import RowKind
+from mountstore.namespace.inodes import TYPE_BITS
 
-_FILE_TYPE: Final = 0o170000
 _CONTENTS: Final = ", ".join(str(int(kind)) for kind in (RowKind.BLOB, RowKind.MANIFEST, RowKind.PREFIX))
 
 
@@ -52,7 +52,7 @@ def read_totals(catalog_path: str) -> CatalogTotals:
         db.execute("BEGIN")
         files = directories = others = logical_bytes = data_bytes = 0
         for kind, number, size, allocated in db.execute(
-            f"SELECT mode & {_FILE_TYPE}, count(*), sum(size), sum(allocated) FROM inode"
+            f"SELECT mode & {TYPE_BITS}, count(*), sum(size), sum(allocated) FROM inode"
             " WHERE nlink > 0 GROUP BY 1"
         ):
             if kind == stat.S_IFREG:

@@ -20,7 +20,7 @@ from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import AbsentError, CorruptError
 from mountstore.namespace.connection import connect
-from mountstore.namespace.inodes import ROOT
+from mountstore.namespace.inodes import ROOT, TYPE_BITS
 
 _TABLES: Final = """
 CREATE TABLE temp.inside (inode INTEGER PRIMARY KEY);
@@ -157,7 +157,7 @@ class Usage:
         files, logical_bytes = self._db.execute(
             "SELECT count(*), coalesce(sum(i.size), 0)"
             " FROM temp.inside AS t CROSS JOIN inode AS i ON i.id = t.inode"
-            f" WHERE i.mode & {0o170000} = {stat.S_IFREG}"
+            f" WHERE i.mode & {TYPE_BITS} = {stat.S_IFREG}"
         ).fetchone()
         stored_bytes, pieces = self._db.execute(
             "SELECT coalesce(sum(size), 0), coalesce(sum(piece), 0) FROM temp.used"

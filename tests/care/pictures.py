@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,7 @@ def of_catalog(path: str) -> Picture:
                 listings[number] = list(instant.names(number))
         for page in instant.history_pages():
             histories |= instant.histories(page)
-        size_bytes = sum(record.size for record in inodes.values() if record.mode & 0o170000 == 0o100000)
+        size_bytes = sum(record.size for record in inodes.values() if stat.S_ISREG(record.mode))
         return inodes, listings, histories, (instant.next_inode, instant.next_cookie, len(inodes), size_bytes)
     finally:
         instant.close()
