@@ -23,6 +23,7 @@ from typing import BinaryIO, Final, NamedTuple
 from mountstore.blobs.digest import Buffer, Digest
 from mountstore.blobs.flush import begin_flush, fsync_path
 from mountstore.blobs.levels import Levels
+from mountstore.blobs.refs import REFS_NAME
 from mountstore.blobs.scan import LEVELS_MAX, TreeStatistics, count, scan
 from mountstore.blobs.staging import Staged, Staging, drop_file
 from mountstore.blobs.streams import PART_BYTES, digest_of_rest, read_up_to
@@ -92,7 +93,7 @@ class BalancedTree:
         self.dir_limit: Final = dir_limit
         self._staging = Staging(os.path.realpath(staging or f"{self.root}/.staging"), gid)
         self._own: Final = frozenset(
-            (*(f"{self.root}/{name}" for name in ("refs", ".staging", LOCK_NAME)), self._staging.directory)
+            (*(f"{self.root}/{name}" for name in (REFS_NAME, ".staging", LOCK_NAME)), self._staging.directory)
         )
         self._shared = not exclusive
         self._lock: TreeLock

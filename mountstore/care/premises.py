@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from mountstore.blobs.digest import Digest
+from mountstore.blobs.staging import BLOB_MODE
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import StoreError
 from mountstore.namespace.drafts import inode_of_draft
@@ -31,8 +32,6 @@ from mountstore.store import (
     StoreLock,
     read_config,
 )
-
-BLOB_MODE: Final = 0o444
 
 NEW_CATALOG_NAME: Final = CATALOG_NAME + ".new"
 """Of a catalog that is being made; what an interruption leaves of it, the next attempt replaces."""

@@ -11,9 +11,11 @@ from functools import partial
 from typing import Final
 
 from mountstore.blobs.digest import Digest
+from mountstore.blobs.refs import REFS_NAME
+from mountstore.blobs.staging import BLOB_MODE
 from mountstore.blobs.tree import LEVELS_MAX
 from mountstore.care.findings import Change, Findings, Kind
-from mountstore.care.premises import BLOB_MODE, Premises
+from mountstore.care.premises import Premises
 from mountstore.errors import MisuseError
 from mountstore.namespace.audit import Audit
 
@@ -51,7 +53,7 @@ def survey_tree(premises: Premises, audit: Audit, findings: Findings) -> None:
                             below.append(prefix + name)
                         else:
                             surveyor.foreign(entry.path)
-                    elif prefix or not (name == "refs" or name.startswith(".")):
+                    elif prefix or not (name == REFS_NAME or name.startswith(".")):
                         row = surveyor.look(entry, prefix)
                         if row is not None:
                             rows.append(row)

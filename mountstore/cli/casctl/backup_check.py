@@ -11,11 +11,12 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from tempfile import TemporaryFile
 
+from mountstore.blobs.refs import REFS_NAME
 from mountstore.cli.casctl.destination import Destination, last_line
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.casctl.rsync import BEAT_S, Beat, Rsync
 
-BLOB_FILTER = ("--exclude=/refs", "--exclude=/.*")
+BLOB_FILTER = (f"--exclude=/{REFS_NAME}", "--exclude=/.*")
 """What of `blobs/` is no blob: refs go later, and what begins with a dot belongs to whoever writes."""
 
 LIST_SUMS = r"""sed -nE 's|^(\./.*/([0-9a-f]{64})_[0-9a-f]+)$|\2  \1|p'"""
