@@ -26,9 +26,9 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import VerifiedBlobs, check_bytes, check_open_blob, pread_exactly
 from mountstore.errors import CorruptError, MisuseError
 
-__all__ = ["INLINE_MAX", "LONG_BYTES", "ContentReader", "DescriptorCache", "VerifiedBlobs"]
+__all__ = ["INLINE_READ_MAX", "LONG_BYTES", "ContentReader", "DescriptorCache", "VerifiedBlobs"]
 
-INLINE_MAX: Final = 128 << 10
+INLINE_READ_MAX: Final = 128 << 10
 """A blob up to this size is verified where it is read, without a thread: that takes some 10 us."""
 
 _SCRATCH_BYTES: Final = 1 << 20
@@ -137,7 +137,7 @@ class ContentReader:
     def pread_nowait(self, offset: int, length: int) -> bytes | None:
         """As `pread` if the disk need not be waited for, else None: then `pread`, in a worker thread.
 
-        None means that the manifest was not read yet, that a blob larger than INLINE_MAX was not verified
+        None means that the manifest was not read yet, that a blob larger than INLINE_READ_MAX was not verified
         yet, or that something is not in the page cache. The name of a blob that is not open yet is looked
         up here all the same. Raises: as `pread`.
         """
@@ -230,7 +230,7 @@ class ContentReader:
 
     def _read_nowait(self, digest: Digest, checksum: bytes | None, start: int, length: int) -> bytes | None:
         known = digest in self._verified
-        if not known and digest.size_bytes > INLINE_MAX:
+        if not known and digest.size_bytes > INLINE_READ_MAX:
             return None
         try:
             descriptor = self._descriptors.acquire(self._tree, digest)

@@ -14,7 +14,7 @@ import trio
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.reader import (
-    INLINE_MAX,
+    INLINE_READ_MAX,
     LONG_BYTES,
     ContentReader,
     DescriptorCache,
@@ -91,7 +91,7 @@ class Contents:
         self._additions: set[trio.Event] = set()
         self.verified = VerifiedBlobs()
         self._pace = ReadPace()
-        self._ahead = FetchAhead(partial(list_small, INLINE_MAX))
+        self._ahead = FetchAhead(partial(list_small, INLINE_READ_MAX))
         # Reads that wait for the disk in workers: another beside them is best made beside them.
         self._waiting = 0
 
@@ -137,7 +137,7 @@ class Contents:
             reader = inode.reader = self.open_reader(inode.content)
             assert reader is not None
         cost_bytes = reader.cost_bytes(offset, length)
-        little = cost_bytes is not None and cost_bytes <= INLINE_MAX
+        little = cost_bytes is not None and cost_bytes <= INLINE_READ_MAX
         if little and self._pace.quick and not self._waiting:
             started_s = time.perf_counter()
             try:

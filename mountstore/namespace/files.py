@@ -21,7 +21,7 @@ from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import Draft, MemoryDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
-from mountstore.namespace.sealing import INLINE_MAX, Sealer
+from mountstore.namespace.sealing import INLINE_WRITE_MAX, Sealer
 from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 
@@ -281,7 +281,7 @@ class Files:
 
     async def _write_staged(self, draft: StagedDraft, offset: int, data: bytes) -> None:
         self._drafts.claim_in_all(draft, draft.dirty.total_with(offset, offset + len(data)))
-        if len(data) <= INLINE_MAX:
+        if len(data) <= INLINE_WRITE_MAX:
             draft.put(offset, data)
         else:
             with draft.put_begun():

@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError
 from mountstore.namespace.pages import (
-    INLINE_MAX,
+    INLINE_LISTING_MAX,
     LISTING_LEVELS_MAX,
     UNREADABLE,
     Index,
@@ -54,7 +54,7 @@ def begins(name: bytes, level: int) -> bool:
 def write_listing(put: Put, entries: Iterable[ListingEntry]) -> Place:
     """Store a listing of entries in ascending order of the names."""
     leaves = [(leaf[0].name, encode_leaf(leaf)) for leaf in _leaves(entries)]
-    if len(leaves) == 1 and len(leaves[0][1]) <= INLINE_MAX:
+    if len(leaves) == 1 and len(leaves[0][1]) <= INLINE_LISTING_MAX:
         return leaves[0][1]
     return _with_indexes(put, [(name, put(data)) for name, data in leaves])
 
@@ -92,7 +92,7 @@ def update_listing(
             i += 1
         high = firsts[i] if i < len(old) else None
         new += [(leaf[0].name, encode_leaf(leaf)) for leaf in _leaves(read_range(low, high))]
-    if len(new) == 1 and isinstance(new[0][1], bytes) and len(new[0][1]) <= INLINE_MAX:
+    if len(new) == 1 and isinstance(new[0][1], bytes) and len(new[0][1]) <= INLINE_LISTING_MAX:
         return new[0][1]
     return _with_indexes(put, [(name, put(leaf) if isinstance(leaf, bytes) else leaf) for name, leaf in new])
 

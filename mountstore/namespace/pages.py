@@ -48,7 +48,7 @@ SEGMENT_SHIFT: Final = 8
 """Rows of a history with equal `number >> SEGMENT_SHIFT` make a segment, but for the last ones."""
 MAP_LEVELS_MAX: Final = 8
 LISTING_LEVELS_MAX: Final = 8
-INLINE_MAX: Final = 1024
+INLINE_LISTING_MAX: Final = 1024
 """A listing of at most so many bytes stands in its directory's record."""
 
 _NAME_MAX: Final = 255

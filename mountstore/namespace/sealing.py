@@ -21,7 +21,7 @@ from mountstore.namespace.versions import Versions
 
 log = logging.getLogger(__name__)
 
-INLINE_MAX = 128 << 10
+INLINE_WRITE_MAX = 128 << 10
 """Bytes that the owner's thread handles itself: hashing and writing them takes some 100 us, as much as the way
 to a worker and back."""
 
@@ -49,7 +49,7 @@ class Sealer:
         self._parameters = parameters
         # What was last said of the drafts that could not be sealed.
         self._kept: dict[int, str] = {}
-        self._inline_max = min(INLINE_MAX, parameters.piece_max)
+        self._inline_max = min(INLINE_WRITE_MAX, parameters.piece_max)
 
     async def seal(self, inode: Inode) -> None:
         """Turn the draft, if there is one, into the inode's content.

@@ -20,7 +20,7 @@ from mountstore.blobs.describe import describe
 from mountstore.blobs.descriptors import Descriptor, DescriptorCache
 from mountstore.blobs.digest import Digest, checksum
 from mountstore.blobs.manifest import Entry
-from mountstore.blobs.reader import INLINE_MAX, ContentReader
+from mountstore.blobs.reader import INLINE_READ_MAX, ContentReader
 from mountstore.blobs.seal import seal, seal_small
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import VerifiedBlobs
@@ -131,7 +131,7 @@ def test_nowait_answers_only_what_needs_no_waiting(tree: BalancedTree, mounted: 
 
 
 def test_nowait_verifies_small_blobs_itself(tree: BalancedTree, mounted: Mounted) -> None:
-    for size, answered in ((INLINE_MAX, True), (INLINE_MAX + 1, False)):
+    for size, answered in ((INLINE_READ_MAX, True), (INLINE_READ_MAX + 1, False)):
         data = noise(size, size)
         found = mounted.open(seal_small(tree, data).content).pread_nowait(1, 10)
         assert found == (data[1:11] if answered else None)

@@ -7,7 +7,7 @@ from mountstore.namespace import drafts, files, sealing, streamed_draft
 for module, name, value in [
     (drafts, "MEMORY_MAX", {memory_max}), (drafts, "MEMORY_TOTAL", {memory_total}),
     (streamed_draft, "PARKED_MAX", {parked_max}), (files, "_FEED_BYTES", {feed_bytes}),
-    (files, "INLINE_MAX", {inline_max}), (sealing, "INLINE_MAX", {inline_max}),
+    (files, "INLINE_WRITE_MAX", {inline_max}), (sealing, "INLINE_WRITE_MAX", {inline_max}),
 ]:
     assert isinstance(getattr(module, name), int)
     setattr(module, name, value)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from mountstore.blobs.reader import INLINE_MAX, ContentReader
+from mountstore.blobs.reader import INLINE_READ_MAX, ContentReader
 from mountstore.namespace import contents
 from mountstore.namespace.contents import ReadPace
 from mountstore.namespace.inodes import ROOT, Inode
@@ -33,7 +33,7 @@ async def test_one_slow_read_ends_reading_without_workers() -> None:
 async def test_which_thread_reads(
     store_path: str, monkeypatch: pytest.MonkeyPatch, disk: str, inline: bool
 ) -> None:
-    size = INLINE_MAX + 1 if "large" in disk else 5000
+    size = INLINE_READ_MAX + 1 if "large" in disk else 5000
     threads: list[int] = []
     pread = ContentReader.pread
 

@@ -22,7 +22,7 @@ from mountstore.namespace.draft import MEMORY_MAX, MemoryDraft
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
-from mountstore.namespace.sealing import INLINE_MAX
+from mountstore.namespace.sealing import INLINE_WRITE_MAX
 from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 from mountstore.store import Store
@@ -318,7 +318,7 @@ async def test_zeros_in_a_small_store_are_holes_whatever_the_draft_was(store: St
     assert handle.inode.allocated <= PART + 1000
 
 
-@pytest.mark.parametrize("size", [PIECE_MAX, PIECE_MAX + 1, INLINE_MAX, 1_000_000])
+@pytest.mark.parametrize("size", [PIECE_MAX, PIECE_MAX + 1, INLINE_WRITE_MAX, 1_000_000])
 async def test_equal_files_have_equal_contents_whatever_their_drafts_were(
     store: Store, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:

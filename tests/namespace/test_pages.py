@@ -20,7 +20,7 @@ from mountstore.blobs.refs import Ref, check_ref_name, decode_ref, encode_ref
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError
 from mountstore.namespace import listing, page_map
 from mountstore.namespace.pages import (
-    INLINE_MAX,
+    INLINE_LISTING_MAX,
     HistoryRecord,
     HistoryRow,
     Index,
@@ -410,7 +410,7 @@ def test_small_listings_stand_in_the_record() -> None:
     assert listing.write_listing(blobs.put, []) is None
     small = listing.write_listing(blobs.put, [an_entry(b"a" * 250, n) for n in (1,)])
     assert isinstance(small, bytes)
-    assert len(small) <= INLINE_MAX
+    assert len(small) <= INLINE_LISTING_MAX
     assert not blobs.data
     large = listing.write_listing(blobs.put, [an_entry(bytes([65 + n]) * 250) for n in range(5)])
     assert isinstance(large, Reference)
