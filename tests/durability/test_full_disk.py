@@ -83,14 +83,6 @@ def announced() -> tuple[str, ...]:
     )
 
 
-def settle(mount: LiveMount, patterns: tuple[str, ...]) -> None:
-    """Announce whatever of these is in the log."""
-    text = mount.log.read_text()
-    for pattern in patterns:
-        if pattern in text:
-            mount.announce(pattern)
-
-
 def test_every_operation_on_a_full_disk_fails_well_and_succeeds_when_there_is_room(
     in_memory: Path, announced: tuple[str, ...]
 ) -> None:
@@ -147,14 +139,14 @@ def test_every_operation_on_a_full_disk_fails_well_and_succeeds_when_there_is_ro
             for number in range(1501, 3000):
                 os.unlink(root / f"empty-{number}")
             sync(root)
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.remount()
             for name, data in kept.items():
                 assert (root / name).read_bytes() == data
             assert (root / "tiny").read_bytes() == b"tiny" and len((root / "old").read_bytes()) == KIB
             assert (root / "large").stat().st_size == 12_000 * KIB
         finally:
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.finish()
             check_store(disk / "store")
 
@@ -175,7 +167,7 @@ def test_what_was_acknowledged_before_the_disk_was_full_survives_a_crash(
             sync(root)
             for _ in range(50):
                 refused(lambda: write(root / "more", b"x" * 30_000))
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.kill()
             mount.start()
             assert sorted(name for name in os.listdir(root) if name != "more") == sorted(
@@ -186,7 +178,7 @@ def test_what_was_acknowledged_before_the_disk_was_full_survives_a_crash(
             os.unlink(disk / "filler")
             write(root / "more", b"x" * 30_000)
         finally:
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.finish()
         check_store(disk / "store")
 
@@ -211,7 +203,7 @@ def test_a_disk_without_inodes_is_a_full_disk(in_memory: Path, announced: tuple[
                 told += refused(partial(write, root / f"n{number}", b"%d" % number, sync=False))
             assert told > 500
             # The kernel shows what it could not write until it lets go of it.
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.remount()
             whole = {
                 name: data
@@ -222,7 +214,7 @@ def test_a_disk_without_inodes_is_a_full_disk(in_memory: Path, announced: tuple[
             assert all(data == name[1:].encode() for name, data in whole.items())
             assert (root / "before").read_bytes() == b"before" and (root / "after").read_bytes() == b"after"
         finally:
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.finish()
 
 
@@ -240,7 +232,7 @@ def test_the_reserve_is_not_given_to_contents(in_memory: Path, announced: tuple[
                 os.unlink(mount.path / name)
             sync(mount.path)
         finally:
-            settle(mount, announced)
+            mount.announce_logged(*announced)
             mount.finish()
         database = sqlite3.connect(disk / "store/catalog.db")
         (entries,) = database.execute("SELECT count(*) FROM entry").fetchone()

@@ -61,13 +61,6 @@ def until_it_succeeds(operation: Callable[[], object], expected: int) -> None:
         time.sleep(0.05)
 
 
-def settle(mount: LiveMount, *patterns: str) -> None:
-    text = mount.log.read_text()
-    for pattern in patterns:
-        if pattern in text:
-            mount.announce(pattern)
-
-
 def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memory: Path) -> None:
     choice = random.Random(1)
     announced = ("Disk quota exceeded", "no room for the catalog", "there is room again")
@@ -103,13 +96,13 @@ def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memo
             limit(200)
             until_it_succeeds(lambda: write(root / "more", b"more"), errno.EDQUOT)
             write(root / "f79", kept.setdefault("f79", choice.randbytes(MIB)))
-            settle(mount, *announced)
+            mount.announce_logged(*announced)
             mount.remount()
             for name, data in kept.items():
                 assert (root / name).read_bytes() == data, name
             assert (root / "more").read_bytes() == b"more" and (root / "d199").is_dir()
         finally:
-            settle(mount, *announced)
+            mount.announce_logged(*announced)
             mount.finish()
 
 
@@ -137,7 +130,7 @@ def test_a_quota_that_stops_the_catalog_puts_nothing_in_doubt(in_memory: Path) -
             until_it_succeeds(lambda: os.mkdir(root / "another"), errno.ENOSPC)
             mount.announce("no room for the catalog")
             mount.announce("there is room again")
-            settle(mount, "Disk quota exceeded")
+            mount.announce_logged("Disk quota exceeded")
             mount.remount()
             assert len(os.listdir(root)) == made + 2
             assert (root / "before").read_bytes() == b"before"

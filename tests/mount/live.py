@@ -183,6 +183,13 @@ class LiveMount:
         """Say that a line at WARNING or above that matches `pattern` is right, and has to come."""
         self._announced.add(pattern)
 
+    def announce_logged(self, *patterns: str) -> None:
+        """`announce` those of the patterns that are in the log, literally: what may come, but need not."""
+        text = self.log.read_text()
+        for pattern in patterns:
+            if pattern in text:
+                self.announce(pattern)
+
     def check_log(self) -> None:
         """Fail if the log since the last check has what was not announced, or lacks what was."""
         with self.log.open("rb") as log:
