@@ -8,15 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mount.conftest import MountMaker, make_mount, mount
+from mount.conftest import MountMaker, make_mount, mount, pytest_collection_modifyitems
 
-__all__ = ["MountMaker", "make_mount", "mount"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker("mount")
+__all__ = ["MountMaker", "make_mount", "mount", "pytest_collection_modifyitems"]
 
 
 @pytest.fixture

@@ -14,11 +14,17 @@ from mount.picture import assert_same, picture
 MountMaker = Callable[..., LiveMount]
 
 
+_HERE = Path(__file__).parent
+_EVERYTHING_MOUNTS = (_HERE, _HERE.parent / "casctl", _HERE.parent / "durability")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of all directories whose conftest has this: it may be called for each of them."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        directory = item.path.parent
+        if directory in _EVERYTHING_MOUNTS and item.get_closest_marker("mount") is None:
             item.add_marker("mount")
-            if SCALE > 1:
+            if SCALE > 1 and directory == _HERE:
                 item.add_marker(pytest.mark.timeout(300 * SCALE))
 
 
