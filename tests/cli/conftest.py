@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs import Programs
+from mount.live import let_everybody_reach
 
+from cli.programs import Programs
 from mountstore.fuse.mounts import mount_at, read_mounts, unmount
 
 
 @pytest.fixture
 def open_tmp_path(tmp_path: Path) -> Path:
     """A temporary directory that every user can reach."""
-    for directory in (tmp_path, *tmp_path.parents):
-        if not directory.stat().st_mode & 0o001:
-            directory.chmod(directory.stat().st_mode | 0o011)
+    let_everybody_reach(tmp_path)
     return tmp_path
 
 

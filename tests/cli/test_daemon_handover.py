@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import has_ended
+
+from cli.programs import has_ended
 
 PRELUDE = """
 import os, signal, sys, time

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from programs import Programs
 
+from cli.programs import Programs
 from mountstore.cli.exits import Failure
 from mountstore.cli.mkfs import parse_size
 from mountstore.store import read_config

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import BIN
 
+from cli.programs import BIN
 from mountstore.fuse.mounts import mount_at
 
 pytestmark = pytest.mark.mount

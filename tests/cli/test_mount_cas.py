@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -12,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs import BIN, Programs, has_ended, lock_is_free
+from mount.device import fuse_for_everybody
 
+from cli.programs import BIN, Programs, has_ended, lock_is_free
 from mountstore.cli import checks
 from mountstore.cli.exits import Exit, Failure
 from mountstore.fuse.mounts import is_dead, mount_at, read_mounts
@@ -301,18 +301,12 @@ def test_the_mount_of_a_killed_daemon_is_cleaned_up_by_the_next_mount(
 
 
 @pytest.fixture
-def fuse_for_everybody() -> Iterator[None]:
-    """/dev/fuse as udev makes it; without udev, in a container, it may be root's alone."""
-    with open("/dev/fuse", "rb", buffering=0) as device:
-        # Or a test beside this one, which does the same, would put it back too soon.
-        fcntl.flock(device, fcntl.LOCK_EX)
-        mode = os.fstat(device.fileno()).st_mode
-        os.fchmod(device.fileno(), mode | 0o666)
+def device_for_everybody() -> Iterator[None]:
+    with fuse_for_everybody():
         yield
-        os.fchmod(device.fileno(), mode)
 
 
-@pytest.mark.usefixtures("fuse_for_everybody")
+@pytest.mark.usefixtures("device_for_everybody")
 def test_an_ordinary_user_mounts_and_unmounts(programs: Programs, open_tmp_path: Path, mountpoint: Path) -> None:
     store = open_tmp_path / "store"
     for directory in (open_tmp_path, mountpoint):
@@ -340,7 +334,7 @@ def test_an_ordinary_user_mounts_and_unmounts(programs: Programs, open_tmp_path:
     assert lock_is_free(store)
 
 
-@pytest.mark.usefixtures("fuse_for_everybody")
+@pytest.mark.usefixtures("device_for_everybody")
 def test_an_ordinary_user_is_told_why_not(programs: Programs, open_tmp_path: Path, mountpoint: Path) -> None:
     os.chown(open_tmp_path, NOBODY, NOBODY)
     done = programs.mount(open_tmp_path / "store", mountpoint, uid=NOBODY)

@@ -9,8 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from programs import BIN, Programs, has_ended, lock_is_free
 
+from cli.programs import BIN, Programs, has_ended, lock_is_free
 from mountstore.fuse.mounts import mount_at
 
 pytestmark = pytest.mark.mount

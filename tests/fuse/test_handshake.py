@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 import subprocess
@@ -11,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import NOBODY, PATIENCE_S, Served
+from mount.device import fuse_for_everybody
 
+from fuse.served import NOBODY, PATIENCE_S, Served
 from mountstore.errors import MountError
 from mountstore.fuse import handshake, kernel_mount, mounts, readahead
 from mountstore.fuse.handshake import InitFlag
@@ -35,17 +35,8 @@ def mountpoint() -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def device_for_everybody() -> Iterator[None]:
-    """/dev/fuse as udev makes it; without udev, in a container, it may be root's alone."""
-    if os.getuid() != 0:
+    with fuse_for_everybody():
         yield
-        return
-    with open("/dev/fuse", "rb", buffering=0) as device:
-        # Or a test beside this one, which does the same, would put it back too soon.
-        fcntl.flock(device, fcntl.LOCK_EX)
-        mode = os.fstat(device.fileno()).st_mode
-        os.fchmod(device.fileno(), mode | 0o666)
-        yield
-        os.fchmod(device.fileno(), mode)
 
 
 @pytest.fixture(params=["root", "ordinary user"])

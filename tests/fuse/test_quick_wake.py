@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from served import PATIENCE_S, Served
 
+from fuse.served import PATIENCE_S, Served
 from mountstore.fuse import quick_wake
 from mountstore.fuse.quick_wake import QuickWake
 from mountstore.fuse.request_loop import _BURST, _CLOSE_S, _LINGER_S, _FastWait
@@ -27,13 +27,6 @@ def bound_us() -> int:
         (bound,) = struct.unpack("i", device.read(4))
     assert isinstance(bound, int)
     return bound
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture

@@ -16,19 +16,12 @@ import pyfuse3
 import pytest
 import trio
 import trio.testing
-from served import PATIENCE_S, Served
 
+from fuse.served import PATIENCE_S, Served
 from mountstore.fuse import mounts, request_loop
 from mountstore.fuse.request_loop import _FastWait
 
 LOOPS = pytest.mark.parametrize("fast", [True, False], ids=["fast loop", "original loop"])
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Path:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture

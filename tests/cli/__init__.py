@@ -1,0 +1,1 @@
+"""The programs as users run them, and what each is made of."""
