@@ -174,6 +174,9 @@ class Committer:
         """
         if self._doubt is not None:
             raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+        if self._catalog.read_only:
+            # Nothing was done here, and nobody would answer.
+            return
         if self._waiting is None:
             if not self._is_unsafe() and not (files and self._ledger.has_journaled):
                 return
@@ -242,7 +245,11 @@ class Committer:
             raise
         self._synced_at_change = changes
         if self._catalog.wants_checkpoint():
-            await self._fold_wal()
+            try:
+                await self._fold_wal()
+            except Exception as exc:
+                # What was asked for is done. What this could not write is kept, and told of by the next commit.
+                log.error("the catalog's log cannot be folded: %s", exc)
 
     async def _fold_wal(self) -> None:
         """Move what the WAL holds into the database file, so that SQLite begins it anew with the next change."""

@@ -410,3 +410,35 @@ async def test_a_name_is_what_it_was_made_last(tmp_path: Path) -> None:
     again = Catalog(str(tmp_path / "catalog.db"))
     assert [again.get_entry(*name) for name in names] == [12, 14, None]
     again.close()
+
+
+async def test_a_read_only_store_has_nothing_to_sync(store_path: str) -> None:
+    async with Store.open(store_path).running() as store:
+        await write_file(store, b"f", b"kept")
+    async with Store.open(store_path, read_only=True).running() as store:
+        inode = store.namespace.find(ROOT, b"f")
+        assert inode is not None
+        with trio.fail_after(5):
+            await store.files.fsync(inode)
+            await store.commits.hard_sync(files=True)
+
+
+async def test_an_fsync_is_done_also_if_the_log_cannot_be_folded_after_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Catalog.commit
+    refused: list[bool] = []
+
+    def full(catalog: Catalog, *, pause: bool = False) -> None:
+        if pause:
+            refused.append(True)
+            raise NoSpaceError("no room")
+        commit(catalog, pause=pause)
+
+    monkeypatch.setattr(Catalog, "commit", full)
+    monkeypatch.setattr(Catalog, "wants_checkpoint", lambda catalog: True)
+    inode = await write_file(store, b"f", b"kept")
+    with trio.fail_after(5):
+        await store.files.fsync(inode)
+    assert refused
+    assert not store.commits._is_unsafe()
