@@ -41,6 +41,8 @@ class DescriptorCache:
         self._lock = threading.Lock()
         self._used: dict[Digest, Descriptor] = {}
         self._idle: OrderedDict[Digest, Descriptor] = OrderedDict()
+        # How often something was forgotten.
+        self._forgotten = 0
 
     def __del__(self) -> None:
         self.close_idle()
@@ -55,26 +57,33 @@ class DescriptorCache:
         Raises:
             BlobMissingError, CorruptError, OSError: As `BalancedTree.open`.
         """
-        with self._lock:
-            found = self._find(digest)
-        if found is not None:
-            return found
+        while True:
+            with self._lock:
+                found = self._find(digest)
+                forgotten = self._forgotten
+            if found is not None:
+                return found
+            fd = self._open(tree, digest)
+            with self._lock:
+                found = self._find(digest)
+                # If the file was replaced meanwhile, this may still be the old one.
+                if found is None and forgotten == self._forgotten:
+                    found = self._used[digest] = Descriptor(digest, fd)
+                    return found
+            os.close(fd)
+            if found is not None:
+                return found
+
+    def _open(self, tree: BalancedTree, digest: Digest) -> int:
         try:
-            fd = tree.open(digest)
+            return tree.open(digest)
         except MountstoreError:
             raise
         except OSError:
             # Most likely EMFILE or ENFILE; whatever it was, the second attempt tells.
             if not self.close_idle():
                 raise
-            fd = tree.open(digest)
-        with self._lock:
-            found = self._find(digest)
-            if found is None:
-                found = self._used[digest] = Descriptor(digest, fd)
-                return found
-        os.close(fd)
-        return found
+            return tree.open(digest)
 
     def release(self, descriptor: Descriptor) -> None:
         with self._lock:
@@ -107,6 +116,7 @@ class DescriptorCache:
     def forget(self, digest: Digest) -> None:
         """Open the blob anew next time: the file of that name was replaced."""
         with self._lock:
+            self._forgotten += 1
             self._used.pop(digest, None)
             descriptor = self._idle.pop(digest, None)
         if descriptor is not None:

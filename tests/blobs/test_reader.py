@@ -385,6 +385,37 @@ def test_descriptors_are_bounded_and_used_again(tree: BalancedTree) -> None:
     assert os.pread(first.fd, 100, 0) == noise(0, 100), "in use, so still open"
 
 
+class ReplacedTree(BalancedTree):
+    """While a blob is being opened, somebody finds it damaged and replaces it."""
+
+    cache: DescriptorCache
+    good: bytes
+    replaced = False
+
+    def open(self, digest: Digest) -> int:
+        fd = super().open(digest)
+        if not self.replaced:
+            self.replaced = True
+            path = self.find(digest)
+            assert path is not None
+            with open(f"{path}.good", "wb") as file:
+                file.write(self.good)
+            os.rename(f"{path}.good", path)
+            self.cache.forget(digest)
+        return fd
+
+
+def test_a_descriptor_of_a_file_that_was_replaced_meanwhile_is_not_kept(tmp_path: Path) -> None:
+    tree = ReplacedTree(str(tmp_path / "blobs"), exclusive=True)
+    tree.cache, tree.good = DescriptorCache(), noise(1, 100)
+    digest = tree.add_bytes(tree.good).digest
+    damage(tree, digest, "flipped")
+    descriptor = tree.cache.acquire(tree, digest)
+    assert os.pread(descriptor.fd, 200, 0) == tree.good
+    tree.cache.release(descriptor)
+    assert tree.cache.close_idle() == 1
+
+
 class OvertakenTree(BalancedTree):
     """While a blob is being opened, somebody else opens it through the same cache."""
 
