@@ -236,8 +236,8 @@ class StreamingSeal:
         self._store()
         return self._writer.finish()
 
-    def contents(self) -> Iterator[tuple[int, bytes]]:
-        """After a `finish` that failed: everything that was fed, with offsets, but for holes.
+    def contents(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """After a `finish` that failed: what holds the bytes [start, stop), with offsets, but for holes.
 
         Raises: CorruptError, BlobMissingError, OSError: A piece that was placed cannot be read.
         """
@@ -246,14 +246,15 @@ class StreamingSeal:
             return
         offset = 0
         for entry in self._writer.entries():
-            if entry.digest is not None:
+            if entry.digest is not None and start < offset + entry.length and offset < stop:
                 yield offset, read_blob(self._tree, entry.digest, entry.checksum)
             offset += entry.length
         for extent in self._extents:
             if isinstance(extent, int):
                 offset += extent
             else:
-                yield offset, bytes(extent)
+                if start < offset + len(extent) and offset < stop:
+                    yield offset, bytes(extent)
                 offset += len(extent)
 
     def stored(self) -> list[Digest]:

@@ -16,18 +16,19 @@ from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 
 MEMORY_MAX = 8 << 20
-"""A file up to this size is drafted in memory (DESIGN "Life of a write")."""
+"""A file up to this size is drafted in memory (docs/architecture.md, "Life of a write")."""
 
 
 class MemoryDraft:
     """The whole content of a small file."""
 
-    __slots__ = ("base", "claimed", "data")
+    __slots__ = ("base", "claimed", "data", "file_claimed")
 
     def __init__(self, base: Content, data: bytearray) -> None:
         self.base = base
         self.data = data
         self.claimed = 0
+        self.file_claimed = False
 
     @property
     def size_bytes(self) -> int:

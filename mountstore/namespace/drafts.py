@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterable
 
 import trio
 
@@ -144,8 +145,9 @@ class Drafts:
 
     def claim(self, draft: Draft, length: int) -> None:
         """Promise the draft room for `length` more bytes. Raises: NoSpaceError."""
-        self._space.claim(length, new_file=draft.claimed == 0)
+        self._space.claim(length, new_file=not draft.file_claimed)
         draft.claimed += length
+        draft.file_claimed = True
 
     def ask_for_room(self, failure: Exception) -> None:
         """A seal failed: ask the disk before anything more is accepted."""
@@ -198,6 +200,7 @@ class Drafts:
 
     def _replace(self, inode: Inode, memory: MemoryDraft, draft: Draft) -> None:
         draft.claimed = memory.claimed
+        draft.file_claimed = memory.file_claimed
         self._memory_bytes -= len(memory.data)
         inode.draft = draft
 
@@ -217,7 +220,9 @@ class Drafts:
             raise
         return staged
 
-    def stage_stream(self, inode: Inode, streamed: StreamedDraft) -> StagedDraft:
+    def stage_stream(
+        self, inode: Inode, streamed: StreamedDraft, pending: Iterable[bytes | bytearray]
+    ) -> StagedDraft:
         """Write a whole stream that cannot be finished to a staging file, for `unstream`; blocks, any thread.
 
         Raises: OSError, CorruptError, BlobMissingError; then nothing is left of it.
@@ -225,7 +230,7 @@ class Drafts:
         staged = StagedDraft(self._new_path(inode), streamed.base, None)
         staged.base_limit = staged.size_bytes = 0
         try:
-            for offset, data in streamed.contents():
+            for offset, data in streamed.contents(pending):
                 staged.put(offset, data)
                 staged.mark(offset, len(data))
             # Holes at the end.
@@ -239,6 +244,7 @@ class Drafts:
     def unstream(self, inode: Inode, streamed: StreamedDraft, staged: StagedDraft) -> None:
         """What was a stream is a draft in a staging file from now on."""
         staged.claimed = streamed.claimed
+        staged.file_claimed = streamed.file_claimed
         self._memory_bytes -= streamed.parked_bytes
         inode.draft = staged
         inode.view = None
@@ -246,6 +252,7 @@ class Drafts:
     def lay_over(self, inode: Inode, staged: StagedDraft, claimed: int) -> None:
         """What was parked ahead of a stream, which is sealed now, becomes a draft over it."""
         staged.claimed = claimed
+        staged.file_claimed = True
         staged.lay_over(inode.content, self._contents.open_reader(inode.content))
         staged.base_allocated = inode.allocated
         inode.draft = staged
@@ -261,7 +268,7 @@ class Drafts:
         assert draft is not None
         inode.draft = None
         self.inodes.discard(inode)
-        self._space.release(draft.claimed)
+        self._space.release(draft.claimed, file=draft.file_claimed)
         if type(draft) is MemoryDraft:
             self._memory_bytes -= len(draft.data)
         elif type(draft) is StreamedDraft:
@@ -314,7 +321,7 @@ class Drafts:
     def placed(self, draft: StreamedDraft, length: int) -> None:
         """So many bytes of a stream have found their place on the disk."""
         released = min(length, draft.claimed)
-        self._space.release(released, whole=False)
+        self._space.release(released)
         draft.claimed -= released
 
     def restore(self) -> int:

@@ -144,8 +144,22 @@ class Files:
                 with draft.in_use():
                     return await self._contents.in_thread(draft.pread_stretches, stretches)
             # The kernel has what was just written, so this is rare: read it sealed, or staged.
-            await self._sealer.seal(inode)
+            unsealed = await self._seal_or_read(inode, draft, offset, length)
+            if unsealed is not None:
+                return unsealed
         return await self._contents.read(inode, offset, length)
+
+    async def _seal_or_read(self, inode: Inode, draft: Draft, offset: int, length: int) -> bytes | None:
+        """Seal a stream; if that cannot be done now, on a full disk for instance, bytes of it as it is."""
+        try:
+            await self._sealer.seal(inode)
+            return None
+        except Exception:
+            if type(draft) is not StreamedDraft or inode.draft is not draft:
+                raise
+        async with draft.turn:
+            # The seal has taken all that was pending.
+            return await self._contents.in_thread(draft.pread, (), offset, length)
 
     # --- writing ---
 
@@ -218,17 +232,21 @@ class Files:
 
     async def _write_streamed(self, inode: Inode, draft: StreamedDraft, offset: int, data: bytes) -> bool:
         """Write to a stream; False if the bytes do not continue it."""
-        if draft.stuck:
-            # What it took before goes first: a stream that cannot be placed must not fill the memory.
-            await self._feed(inode, draft, 0)
-            if inode.draft is not draft or inode.busy is not None:
+        try:
+            if draft.stuck:
+                # What it took before goes first: a stream that cannot be placed must not fill the memory.
+                await self._feed(inode, draft, 0)
+                if inode.draft is not draft or inode.busy is not None:
+                    return False
+            self._drafts.claim(draft, len(data))
+            if not self._drafts.write_streamed(draft, offset, data):
                 return False
-        self._drafts.claim(draft, len(data))
-        if not self._drafts.write_streamed(draft, offset, data):
-            return False
-        inode.size = draft.size_bytes
-        await self._keep_up(inode, draft)
-        return True
+            inode.size = draft.size_bytes
+            await self._keep_up(inode, draft)
+            return True
+        finally:
+            # However this ends: whoever relied on it is not to wait for ever.
+            draft.wake_next()
 
     async def _keep_up(self, inode: Inode, draft: StreamedDraft) -> None:
         """Have what a stream took be placed, and return when no more of what came before is left than is allowed.
@@ -237,16 +255,13 @@ class Files:
         """
         end = draft.end
         placed = 0
-        try:
-            while inode.draft is draft and draft.pending_bytes >= _FEED_BYTES and placed < _TURN_BYTES:
-                if not draft.feeding:
-                    placed += await self._feed(inode, draft, _FEED_BYTES)
-                elif (near := end - self._room_ahead()) > draft.fed_bytes:
-                    await draft.wait_fed(near)
-                else:
-                    break
-        finally:
-            draft.wake_next()
+        while inode.draft is draft and draft.pending_bytes >= _FEED_BYTES and placed < _TURN_BYTES:
+            if not draft.feeding:
+                placed += await self._feed(inode, draft, _FEED_BYTES)
+            elif (near := end - self._room_ahead()) > draft.fed_bytes:
+                await draft.wait_fed(near)
+            else:
+                break
 
     def _room_ahead(self) -> int:
         """How much a stream may have taken that is not placed; the more drafts there are, the less."""

@@ -85,8 +85,10 @@ class Sealer:
             if type(draft) is not StreamedDraft or parked is None:
                 self._adopt(inode, draft, sealed)
                 return
+            # What is promised for these bytes, and for the file, stays promised.
             claimed = draft.parked_bytes
             draft.claimed -= claimed
+            draft.file_claimed = False
             change = inode.change
             self._adopt(inode, draft, sealed)
             # The stream's content is no version: the change goes on.
@@ -209,7 +211,9 @@ class Sealer:
             if type(draft) is MemoryDraft:
                 draft = self._drafts.spill(inode, draft)
             elif type(draft) is StreamedDraft:
-                staged = await self._contents.in_thread(self._drafts.stage_stream, inode, draft)
+                staged = await self._contents.in_thread(
+                    self._drafts.stage_stream, inode, draft, draft.take_pending()
+                )
                 self._drafts.unstream(inode, draft, staged)
                 draft = staged
             if type(draft) is StagedDraft:

@@ -47,8 +47,12 @@ class Space:
     def claimed_bytes(self) -> int:
         return self._claimed
 
+    @property
+    def claimed_files(self) -> int:
+        return self._claimed_files
+
     def claim(self, length: int, *, new_file: bool = False) -> None:
-        """Promise room for `length` more bytes, and, if they are the first of something, for a file.
+        """Promise room for `length` more bytes, and for a file if they are the first of one.
 
         Raises:
           NoSpaceError, QuotaError: There is not that much; nothing was claimed.
@@ -93,11 +97,10 @@ class Space:
         if failure is not None and is_no_room(failure):
             self._distrusted = True
 
-    def release(self, length: int, *, whole: bool = True) -> None:
-        """The bytes claimed for a file, or a part of them, have found their place or are no longer wanted."""
+    def release(self, length: int, *, file: bool = False) -> None:
+        """So many bytes that were claimed, and the file, have found their place or are no longer wanted."""
         self._claimed -= length
-        if length and whole:
-            self._claimed_files = max(self._claimed_files - 1, 0)
+        self._claimed_files -= file
 
     def statvfs(self) -> os.statvfs_result:
         """The file system below, as it is."""

@@ -78,6 +78,7 @@ class StagedDraft:
         "base_limit",
         "claimed",
         "dirty",
+        "file_claimed",
         "path",
         "recorded",
         "size_bytes",
@@ -96,6 +97,7 @@ class StagedDraft:
         self.base_allocated = base.size_bytes
         self.dirty = RangeSet()
         self.claimed = 0
+        self.file_claimed = False
         self.recorded = False
         # Its name survives power loss.
         self._named = False

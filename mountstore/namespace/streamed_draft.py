@@ -6,7 +6,8 @@ Who may change a draft, and when, stands in `draft.py`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 import trio
 
@@ -43,6 +44,7 @@ class StreamedDraft:
         "end",
         "fed_bytes",
         "feeding",
+        "file_claimed",
         "parked",
         "parked_bytes",
         "stuck",
@@ -52,6 +54,7 @@ class StreamedDraft:
     def __init__(self, base: Content, stream: StreamingSeal, head: bytearray) -> None:
         self.base = base
         self.claimed = 0
+        self.file_claimed = False
         self._stream = stream
         # The owner appends, a worker takes from the other end.
         self._pending: deque[bytes | bytearray] = deque([head])
@@ -81,8 +84,8 @@ class StreamedDraft:
 
     def write(self, offset: int, data: bytes, room: int = PARKED_MAX) -> bool:
         """Take bytes that continue the stream, or will soon and fit into `room` bytes of memory; False if they
-        do neither, or it is ending."""
-        if self._finishing:
+        do neither, if they are for a place that early bytes have, or if it is ending."""
+        if self._finishing or self._is_parked(offset, offset + len(data)):
             return False
         if offset == self.end:
             self._append(data)
@@ -91,11 +94,14 @@ class StreamedDraft:
                 self._append(early)
             return True
         far = offset - self.end + len(data) > PARKED_MAX or offset < self.end
-        if far or self.parked_bytes + len(data) > PARKED_MAX or len(data) > room or offset in self.parked:
+        if far or self.parked_bytes + len(data) > PARKED_MAX or len(data) > room:
             return False
         self.parked[offset] = data
         self.parked_bytes += len(data)
         return True
+
+    def _is_parked(self, start: int, stop: int) -> bool:
+        return any(offset < stop and start < offset + len(data) for offset, data in self.parked.items())
 
     def _append(self, data: bytes) -> None:
         self._pending.append(data)
@@ -104,8 +110,14 @@ class StreamedDraft:
     async def wait_fed(self, length: int) -> None:
         """Return when the first `length` bytes are fed, or at the next `wake_next`."""
         woken = trio.Event()
-        self._waiting.append((length, woken))
-        await woken.wait()
+        entry = (length, woken)
+        self._waiting.append(entry)
+        try:
+            await woken.wait()
+        finally:
+            # Who was cancelled must not be woken instead of another.
+            if not woken.is_set():
+                self._waiting.remove(entry)
 
     def wake_next(self) -> None:
         """Have one of those in `wait_fed` see to it that what is pending is fed, unless somebody does."""
@@ -154,16 +166,35 @@ class StreamedDraft:
         """Blobs placed so far; whoever asks holds `turn`."""
         return self._stream.stored()
 
-    def contents(self) -> Iterator[tuple[int, bytes]]:
-        """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks."""
+    def contents(self, pending: Iterable[bytes | bytearray]) -> Iterator[tuple[int, bytes]]:
+        """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks.
+
+        Args:
+          pending: From `take_pending`.
+
+        Raises: CorruptError, BlobMissingError, OSError: A piece that was placed cannot be read.
+        """
+        return self._contents(pending, 0, self.size_bytes)
+
+    def pread(self, pending: Iterable[bytes | bytearray], offset: int, length: int) -> bytes:
+        """As `contents`, the bytes from `offset`, fewer than `length` only at its end."""
+        stop = min(offset + length, self.size_bytes)
+        found = bytearray(max(stop - offset, 0))
+        for start, data in self._contents(pending, offset, stop):
+            first, last = max(start, offset), min(start + len(data), stop)
+            if first < last:
+                found[first - offset : last - offset] = data[first - start : last - start]
+        return bytes(found)
+
+    def _contents(
+        self, pending: Iterable[bytes | bytearray], start: int, stop: int
+    ) -> Iterator[tuple[int, bytes]]:
         self._finishing = True
-        try:
-            # Everything it has taken is in pieces then, placed or not.
-            self._stream.feed(*self.take_pending())
+        # Whatever it is that fails, everything the stream was given is in pieces then, placed or not.
+        with suppress(Exception):
+            self._stream.feed(*pending)
             self._stream.finish()
-        except OSError:
-            pass
-        yield from self._stream.contents()
+        yield from self._stream.contents(start, stop)
         yield from self.parked.items()
 
     def finish(self, pending: list[bytes | bytearray]) -> Sealed:

@@ -249,6 +249,32 @@ def test_direct_io(mount: LiveMount) -> None:
     assert path.read_bytes() == expected
 
 
+@pytest.mark.parametrize("direct", [False, True], ids=["buffered", "direct"])
+def test_what_was_written_early_is_overwritten_in_order(mount: LiveMount, direct: bool) -> None:
+    data = random.Random(11).randbytes(16 * MIB)
+    path = mount.path / "f"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_DIRECT if direct else 0))
+    buffer = mmap.mmap(-1, MIB)
+
+    def put(at: int, part: bytes) -> None:
+        buffer[:] = part
+        assert os.pwrite(fd, buffer, at) == MIB
+        if not direct:
+            write_back(fd)
+
+    for at in range(0, 9 * MIB, MIB):
+        put(at, data[at : at + MIB])
+    put(9 * MIB + MIB // 2, bytes(MIB))
+    for at in range(9 * MIB, len(data), MIB):
+        put(at, data[at : at + MIB])
+        assert os.fstat(fd).st_size == max(at + MIB, 10 * MIB + MIB // 2)
+    os.close(fd)
+    drop_pages(path)
+    assert path.read_bytes() == data
+    mount.remount()
+    assert path.read_bytes() == data
+
+
 # --- several at once ---
 
 _WRITER = """
