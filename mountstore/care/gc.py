@@ -44,7 +44,8 @@ from mountstore.care.expiry import Expiry, Only
 from mountstore.care.marks import Marks
 from mountstore.care.roots import Listed, await_seals, hashes_below, hashes_of, in_memory, read_lists
 from mountstore.care.snapshot_tree import SnapshotTree
-from mountstore.care.sweep import COLLECTED, STRETCH_S, Fate, Sweep, Tally
+from mountstore.care.stretches import Progress, in_stretches, no_progress
+from mountstore.care.sweep import COLLECTED, Fate, Sweep, Tally
 from mountstore.care.switching import prompt_switching
 from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseError
 from mountstore.namespace.inventory import Inventory
@@ -136,21 +137,13 @@ async def _no_step(done: str) -> None:
     pass
 
 
-Progress = Callable[[int, int | None, str], None]
-"""Told how much is done, of how much in all if that is known, and what is counted."""
-
-
-def _no_progress(done: int, total: int | None, unit: str) -> None:
-    pass
-
-
 async def collect(
     store: Store,
     options: Options | None = None,
     *,
     roots: Sequence[Roots] = (),
     step: Step = _no_step,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> Report:
     """Collect garbage in a store that is `running`, beside whatever else happens there.
 
@@ -186,24 +179,13 @@ async def prune(store: Store, only: Only, *, dry_run: bool = False) -> dict[str,
     if not dry_run:
         store.namespace.require_writable()
     with _watched(store), prompt_switching():
-        return await _Collection(store, Options(dry_run=dry_run), (), _no_step, _no_progress).prune(only)
+        return await _Collection(store, Options(dry_run=dry_run), (), _no_step, no_progress).prune(only)
 
 
 async def purge(store: Store, older_than_days: float = OLDER_THAN_DAYS) -> Tally:
     """Delete what was collected on days that ended longer ago; 0: all of the trash."""
     purged = Tally()
-    sizes = store.trash.purge(older_than_days)
-
-    def stretch() -> bool:
-        end = time.monotonic() + STRETCH_S
-        for size_bytes in sizes:
-            purged.count(size_bytes)
-            if time.monotonic() >= end:
-                return True
-        return False
-
-    while await trio.to_thread.run_sync(stretch):
-        pass
+    await in_stretches(store.trash.purge(older_than_days), purged.count)
     return purged
 
 
@@ -261,23 +243,6 @@ def _watched(store: Store) -> Iterator[None]:
         store.tree.unwatch()
 
 
-async def _in_stretches(
-    items: Iterator[_T], work: Callable[[_T], object], after: Callable[[], None] = lambda: None
-) -> None:
-    """Do the work for all items in workers, some time at once; `after` each, something on this thread."""
-
-    def stretch() -> bool:
-        end = time.monotonic() + STRETCH_S
-        for item in items:
-            work(item)
-            if time.monotonic() >= end:
-                return True
-        return False
-
-    while await trio.to_thread.run_sync(stretch):
-        after()
-
-
 class _Collection:
     """One run."""
 
@@ -320,7 +285,7 @@ class _Collection:
             inventory.close()
         purged = await self._purge()
         trash = Tally()
-        await _in_stretches(self._store.trash.walk(), lambda gone: trash.count(gone.digest.size_bytes))
+        await in_stretches(self._store.trash.walk(), lambda gone: trash.count(gone.digest.size_bytes))
         others = (Fate.LISTED, Fate.RECENT, Fate.WANTED, Fate.ADOPTED)
         return Report(
             dry_run=self._options.dry_run,
@@ -350,7 +315,7 @@ class _Collection:
         if not await trio.to_thread.run_sync(inventory.has_versions):
             return 0, {}
         expiry = Expiry(inventory, self._store.config.versions, time.time_ns())
-        await _in_stretches(expiry.run(), lambda _: None)
+        await in_stretches(expiry.run(), lambda _: None)
         self._flaws += expiry.policies.flaws
         await self._mark_contents(inventory.superseded(kept=False), Fate.DROPPED)
         await self._step("judged")
@@ -362,7 +327,7 @@ class _Collection:
         inventory, _ = await self._take_inventory()
         try:
             expiry = Expiry(inventory, self._store.config.versions, time.time_ns(), only)
-            await _in_stretches(expiry.run(), lambda _: None)
+            await in_stretches(expiry.run(), lambda _: None)
             _, dropped = await trio.to_thread.run_sync(inventory.kept_versions)
             if dropped and not self._options.dry_run:
                 await self._drop(inventory)
@@ -397,7 +362,7 @@ class _Collection:
         await self._mark_snapshots(inventory)
         marks = self._marks[Fate.LISTED]
         for roots in self._roots:
-            await _in_stretches(iter(roots()), lambda digest: marks.add(digest.sha256))
+            await in_stretches(iter(roots()), lambda digest: marks.add(digest.sha256))
         tree = self._store.tree
 
         def mark_listed(line: Listed) -> None:
@@ -406,7 +371,7 @@ class _Collection:
             for size_bytes in sizes:
                 marks.update(hashes_below(tree, Digest(line.sha256, size_bytes)))
 
-        await _in_stretches(iter(listed), mark_listed)
+        await in_stretches(iter(listed), mark_listed)
         if self._unreadable and not (self._options.dry_run or self._options.despite_damage):
             raise CorruptError(
                 f"{self._unreadable} contents cannot be read, so it is not known which blobs they need, and"
@@ -456,7 +421,7 @@ class _Collection:
             yield from SnapshotTree(tree, base).pages()
 
         try:
-            await _in_stretches(pages(), lambda page: marks.add(page.sha256))
+            await in_stretches(pages(), lambda page: marks.add(page.sha256))
         except (BlobMissingError, CorruptError, OSError) as exc:
             self._flaws.append(f"the last snapshot cannot be read, so the next one is written whole: {exc}")
             return False
@@ -481,7 +446,7 @@ class _Collection:
                     self._unreadable += 1
                     self._flaws.append(f"{what} cannot be read: {exc}")
 
-        await _in_stretches(contents, mark, lambda: self._progress(self._marked, None, "contents"))
+        await in_stretches(contents, mark, lambda: self._progress(self._marked, None, "contents"))
 
     # --- sweeping ---
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -20,6 +19,7 @@ import trio
 from xxhash import xxh3_128
 
 from mountstore.blobs.digest import CHECKSUM_BYTES, Digest, Hasher
+from mountstore.care.stretches import Progress, Stretch, no_progress
 from mountstore.namespace.blob_records import BlobRecords
 from mountstore.store import Store
 
@@ -28,10 +28,7 @@ __all__ = ["ScrubReport", "scrub"]
 log = logging.getLogger(__name__)
 
 _PART_BYTES: Final = 1 << 20
-_STRETCH_S: Final = 0.05
 _LISTED_MAX: Final = 1000
-
-Progress = Callable[[int, int | None, str], None]
 
 
 class ScrubReport(msgspec.Struct, kw_only=True):
@@ -49,7 +46,7 @@ class ScrubReport(msgspec.Struct, kw_only=True):
 
 
 async def scrub(
-    store: Store, *, full: bool = False, rate_bytes_s: float = 0.0, progress: Progress | None = None
+    store: Store, *, full: bool = False, rate_bytes_s: float = 0.0, progress: Progress = no_progress
 ) -> ScrubReport:
     """Read the blobs of a store that is `running`, one after another, in a worker.
 
@@ -70,8 +67,7 @@ async def scrub(
         reader = _Scrub(store, records, full)
         while await trio.to_thread.run_sync(reader.stretch):
             report = reader.report
-            if progress is not None:
-                progress(report.bytes, max(report.bytes, total), "bytes")
+            progress(report.bytes, max(report.bytes, total), "bytes")
             if rate_bytes_s > 0:
                 ahead_s = report.bytes / rate_bytes_s - (time.monotonic() - started)
                 if ahead_s > 0:
@@ -94,12 +90,10 @@ class _Scrub:
 
     def stretch(self) -> bool:
         """Go on for a while; whether there is more."""
-        end = time.monotonic() + _STRETCH_S
-        for digest, path in self._walk:
+        stretch = Stretch(self._walk)
+        for digest, path in stretch:
             self._look(digest, path)
-            if time.monotonic() >= end:
-                return True
-        return False
+        return stretch.more
 
     def _look(self, digest: Digest, path: str) -> None:
         report = self.report

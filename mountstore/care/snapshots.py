@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -29,6 +29,7 @@ from mountstore.blobs.flush import fsync_path
 from mountstore.blobs.refs import REFS_NAME, Ref, check_ref_name, read_ref, read_refs, write_ref
 from mountstore.care.snapshot_image import Image, Labels
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.care.stretches import Progress, Stretch, no_progress
 from mountstore.care.switching import prompt_switching
 from mountstore.errors import (
     AbsentError,
@@ -57,14 +58,6 @@ _STRETCH_S: Final = 0.02
 
 _RETRY_S: Final = 300.0
 """An automatic snapshot that failed is tried again after this time, at most."""
-
-
-Progress = Callable[[int, int | None, str], None]
-"""Takes how much is done, of how much, and the unit."""
-
-
-def _untold(done: int, total: int | None, unit: str) -> None:
-    pass
 
 
 class SnapshotInfo(NamedTuple):
@@ -102,7 +95,7 @@ class Snapshots:
 
     # --- taking ---
 
-    async def take(self, name: str | None = None, progress: Progress = _untold) -> Taken:
+    async def take(self, name: str | None = None, progress: Progress = no_progress) -> Taken:
         """Take a snapshot; without a name, its time is the name.
 
         Args:
@@ -127,7 +120,7 @@ class Snapshots:
         self._store.commits.commit()
         if not self._store.catalog.stale.changed:
             return None
-        return await self._take(None, AUTOMATIC, _untold)
+        return await self._take(None, AUTOMATIC, no_progress)
 
     async def _take(self, name: str | None, prefix: str, progress: Progress) -> Taken:
         store = self._store
@@ -212,18 +205,27 @@ class Snapshots:
         tree = self._store.tree
         below = None if base is None else await trio.to_thread.run_sync(SnapshotTree, tree, base)
         image = Image(tree, instant, changes, below, labels, heal=heal)
-        steps = image.write()
-        result = None
+        written: list[tuple[Digest, Root]] = []
+
+        def write() -> Iterator[None]:
+            written.append((yield from image.write()))
+
+        steps = write()
+
+        def stretch() -> None:
+            for _ in Stretch(steps, _STRETCH_S):
+                pass
+
         try:
-            while result is None:
+            while not written:
                 # A worker that is left alone would go on with the connection.
-                result = await trio.to_thread.run_sync(_stretch, steps)
+                await trio.to_thread.run_sync(stretch)
                 self._store.ledger.record(image.take_written())
                 progress(image.pages, None, "pages")
         except BaseException:
             self._store.ledger.suspect = True
             raise
-        return image, *result
+        return image, *written[0]
 
     # --- refs ---
 
@@ -326,21 +328,6 @@ def list_snapshots(store: Store) -> list[SnapshotInfo]:
             found.append(SnapshotInfo(ref.name, ref.time_ns, ref.root, root.inode_count, root.bytes))
     found += [SnapshotInfo(name, 0, Digest.of(b""), flaw=error) for name, error in bad]
     return found
-
-
-def _stretch(
-    steps: Generator[None, None, tuple[Digest, Root]],
-) -> tuple[Digest, Root] | None:
-    """Go on for a while; what the generator returns at its end."""
-    end = time.monotonic() + _STRETCH_S
-    try:
-        next(steps)
-        while time.monotonic() < end:
-            next(steps)
-    except StopIteration as stop:
-        result: tuple[Digest, Root] = stop.value
-        return result
-    return None
 
 
 def _free_name(prefix: str, time_ns: int, taken: set[str]) -> str:

@@ -7,7 +7,6 @@ found when it was to be added, stays (`BalancedTree.retire`).
 from __future__ import annotations
 
 import os
-import time
 from enum import StrEnum
 from typing import Final
 
@@ -17,10 +16,8 @@ from mountstore.blobs.digest import Digest
 from mountstore.blobs.trash import Trash
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.marks import Marks, key_of
+from mountstore.care.stretches import Stretch
 from mountstore.namespace.inventory import Inventory
-
-STRETCH_S: Final = 0.05
-"""How long a worker is kept busy at a time."""
 
 
 class Tally(msgspec.Struct):
@@ -98,16 +95,16 @@ class Sweep:
         self._slices: dict[Fate, set[int]] = {}
 
     def stretch(self) -> list[Digest] | None:
-        """Go on for `STRETCH_S`; the blobs that were moved to the trash, or None at the end.
+        """Go on for a stretch; the blobs that were moved to the trash, or None at the end.
 
         Raises:
           OSError: In an earlier stretch a blob could not be moved; it stays.
         """
         if self._failure is not None:
             raise self._failure
-        end = time.monotonic() + STRETCH_S
+        stretch = Stretch(self._walk)
         moved = []
-        for digest, path in self._walk:
+        for digest, path in stretch:
             fate = self._fate_of(digest, path)
             if fate is None:
                 continue
@@ -122,9 +119,7 @@ class Sweep:
                     self._failure = exc
                     return moved
             self.tallies[fate].count(digest.size_bytes)
-            if time.monotonic() >= end:
-                return moved
-        return moved or None
+        return moved if stretch.more else moved or None
 
     def close(self) -> None:
         self._walk.close()  # type: ignore[attr-defined]  # it is a generator

@@ -30,6 +30,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.care.snapshot_browser import follow, records_of_instant, records_of_snapshot
 from mountstore.care.snapshot_tree import SnapshotTree
+from mountstore.care.stretches import Progress, no_progress
 from mountstore.care.switching import prompt_switching
 from mountstore.errors import (
     AbsentError,
@@ -59,9 +60,6 @@ _WORK_S: Final = 0.001
 """Removal works so long, then rests as long."""
 _RETRY_S: Final = 60.0
 
-Progress = Callable[[int, int | None, str], None]
-"""Told how much is done, of how much if that is known, and of what."""
-
 
 class Place(NamedTuple):
     """A name in a directory."""
@@ -79,10 +77,6 @@ class Made(NamedTuple):
     size_bytes: int
     """Of its files, none of which was copied."""
     replaced: bytes | None = None
-
-
-def _silent(done: int, total: int | None, unit: str) -> None:
-    pass
 
 
 class Trees:
@@ -104,7 +98,7 @@ class Trees:
 
     # --- making ---
 
-    async def clone(self, source: bytes, target: bytes, progress: Progress = _silent) -> Made:
+    async def clone(self, source: bytes, target: bytes, progress: Progress = no_progress) -> Made:
         """Make a copy of a file or a directory that can be written on its own, as it is at one instant.
 
         Files that somebody has open for writing are copied as they were at their last close (or first fsync
@@ -148,7 +142,7 @@ class Trees:
         *,
         to: bytes | None = None,
         replace: bool = False,
-        progress: Progress = _silent,
+        progress: Progress = no_progress,
     ) -> Made:
         """Bring back a file, or a directory with all below it, as it was in a snapshot.
 
