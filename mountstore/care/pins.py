@@ -20,8 +20,8 @@ import trio
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import fsync_path
-from mountstore.care.gc import untrash
 from mountstore.care.roots import Listed, hashes_below, parse_listed
+from mountstore.care.trash_commands import untrash
 from mountstore.errors import (
     AbsentError,
     BlobMissingError,

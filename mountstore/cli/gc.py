@@ -12,7 +12,8 @@ from mountstore.cli.options import Parser
 from mountstore.errors import BusyError
 
 if TYPE_CHECKING:
-    from mountstore.care.gc import Options, Report, Tally
+    from mountstore.care.gc_report import Options, Report
+    from mountstore.care.sweep import Tally
 
 PROGRAM = "gc.cas"
 
@@ -49,7 +50,8 @@ def _run(argv: Sequence[str]) -> int:
     if not got.store:
         raise Failure(Exit.USAGE, "the store is an empty string")
 
-    from mountstore.care.gc import GRACE_S, OLDER_THAN_DAYS, Options
+    from mountstore.care.gc_report import GRACE_S, Options
+    from mountstore.care.trash_commands import OLDER_THAN_DAYS
 
     options = Options(
         dry_run=got.dry_run,

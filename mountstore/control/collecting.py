@@ -11,8 +11,11 @@ import msgspec
 import trio
 
 from mountstore.blobs.digest import Digest
-from mountstore.care.gc import GRACE_S, OLDER_THAN_DAYS, Only, Options, Report, collect, prune, purge, untrash
+from mountstore.care.expiry import Only
+from mountstore.care.gc import collect, prune
+from mountstore.care.gc_report import GRACE_S, Options, Report
 from mountstore.care.roots import Listed
+from mountstore.care.trash_commands import OLDER_THAN_DAYS, purge, untrash
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind, parse_digest
 from mountstore.control.context import Context, LastCollection
 from mountstore.control.holds import HOLD_S

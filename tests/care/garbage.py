@@ -14,7 +14,8 @@ from mountstore.blobs.content import Content
 from mountstore.blobs.describe import references
 from mountstore.blobs.digest import Digest
 from mountstore.care.checking import check_store
-from mountstore.care.gc import Options, Report, Step, collect
+from mountstore.care.gc import Step, collect
+from mountstore.care.gc_report import Options, Report
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.policy import KEEP_ALL, Policy

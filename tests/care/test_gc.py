@@ -12,8 +12,10 @@ import trio
 
 from care.garbage import KEEP_NONE, NO_GRACE, PIECE_MAX, Work, bytes_like, check, picture, work
 from mountstore.blobs.digest import Digest
-from mountstore.care.gc import Options, collect, purge, untrash
+from mountstore.care.gc import collect
+from mountstore.care.gc_report import Options
 from mountstore.care.sweep import Fate
+from mountstore.care.trash_commands import purge, untrash
 from mountstore.errors import BlobMissingError, BusyError, CorruptError, MisuseError
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.policy import ATTRIBUTE, KEEP_ALL, Policy

@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from care.garbage import Work
-from mountstore.care.gc import Options, collect
+from mountstore.care.gc import collect
+from mountstore.care.gc_report import Options
 from mountstore.care.path_info import describe_path
 from mountstore.care.space_report import report_space
 from mountstore.errors import AbsentError, WantsDirectoryError

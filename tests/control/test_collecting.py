@@ -179,7 +179,8 @@ async def test_pins_keep_blobs(desk: Desk, work: Work) -> None:
 
 async def test_what_is_pinned_while_garbage_is_collected_stays(desk: Desk, work: Work) -> None:
     """A list is in place before every blob on it is asked for: at whatever point of a collection."""
-    from mountstore.care.gc import Options, collect
+    from mountstore.care.gc import collect
+    from mountstore.care.gc_report import Options
 
     for point in ("watched", "synced", "marked", "moved", "swept"):
         data = bytes_like(hash(point) & 0xFFFF, 100)

@@ -15,7 +15,8 @@ from images.pictures import animation, corners, decoded, encoded, quarters
 from PIL import Image
 
 from control.conftest import Desk, answers, desk_of
-from mountstore.care.gc import Options, collect
+from mountstore.care.gc import collect
+from mountstore.care.gc_report import Options
 from mountstore.control.conversation import CommandFailedError
 from mountstore.control.imaging import resize
 from mountstore.images.job import Format, new_job

@@ -21,7 +21,8 @@ import trio
 from mount.live import LiveMount
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest, checksum
-from mountstore.care.gc import Options, collect
+from mountstore.care.gc import collect
+from mountstore.care.gc_report import Options
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.namespace import Caller
 from mountstore.store import Store, create_store
