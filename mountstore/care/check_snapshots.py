@@ -17,8 +17,9 @@ from mountstore.blobs.refs import REFS_NAME, Ref, read_refs
 from mountstore.care.findings import Change, Findings, Kind
 from mountstore.care.premises import Premises
 from mountstore.care.snapshot_tree import SnapshotTree
-from mountstore.errors import BlobMissingError, CorruptError, MisuseError
+from mountstore.errors import MisuseError
 from mountstore.namespace.audit import Audit
+from mountstore.namespace.pages import UNREADABLE
 from mountstore.namespace.stale import BASE_KEY
 
 _BATCH: Final = 10_000
@@ -54,7 +55,7 @@ def survey_snapshots(premises: Premises, audit: Audit, findings: Findings) -> li
             contents = _needs(premises, ref.root, walked)
             while batch := list(islice(contents, _BATCH)):
                 audit.add_snapshot_contents(batch)
-        except (BlobMissingError, CorruptError, OSError) as exc:
+        except UNREADABLE as exc:
             # What lies below what cannot be read was not walked.
             walked = set()
             findings.add(Kind.SNAPSHOT_LOST, f"snapshot {ref.name} cannot be read: {exc}; {_HINT}")
@@ -93,7 +94,7 @@ def _add_base(premises: Premises, audit: Audit) -> None:
         return
     try:
         audit.add_references(SnapshotTree(premises.tree(), Digest.parse(name)).pages())
-    except (BlobMissingError, CorruptError, OSError, MisuseError):
+    except (*UNREADABLE, MisuseError):
         pass
 
 

@@ -41,7 +41,7 @@ from mountstore.errors import (
     NoSpaceError,
 )
 from mountstore.namespace.instant import Instant
-from mountstore.namespace.pages import Root
+from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.snapshot_policy import superfluous
 from mountstore.namespace.stale import Changes
 from mountstore.store import Store, config_text
@@ -322,7 +322,7 @@ def list_snapshots(store: Store) -> list[SnapshotInfo]:
     for ref in refs:
         try:
             root = SnapshotTree(store.tree, ref.root).root
-        except (CorruptError, BlobMissingError, OSError) as exc:
+        except UNREADABLE as exc:
             found.append(SnapshotInfo(ref.name, ref.time_ns, ref.root, flaw=str(exc)))
         else:
             found.append(SnapshotInfo(ref.name, ref.time_ns, ref.root, root.inode_count, root.bytes))
