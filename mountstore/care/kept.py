@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from mountstore.namespace.drafts import inode_of_draft
-from mountstore.store import BAD_NAME, KEPT_NAME, STAGING_NAME
+from mountstore.store.layout import BAD_NAME, KEPT_NAME, STAGING_NAME
 
 __all__ = ["Kept", "KeptKind", "list_kept", "purge_kept"]
 

@@ -14,6 +14,7 @@ import msgspec
 
 from mountstore.blobs.digest import Digest
 from mountstore.errors import MisuseError
+from mountstore.store.layout import NEW_SUFFIX
 
 _FORMAT: Final = 1
 FINDINGS_MAX: Final = 1000
@@ -70,7 +71,7 @@ def write_notes(path: str, notes: Notes) -> None:
 
     Durability: none; what power loss leaves of them is not taken for notes, and a check makes them anew.
     """
-    fresh = path + ".new"
+    fresh = path + NEW_SUFFIX
     with open(fresh, "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(notes), indent=1))
     os.rename(fresh, path)

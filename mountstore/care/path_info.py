@@ -21,7 +21,8 @@ from mountstore.care.space_report import settle
 from mountstore.errors import AbsentError, WantsDirectoryError
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.notation import parse_reference
-from mountstore.store import BLOBS_NAME, Store
+from mountstore.store import Store
+from mountstore.store.layout import BLOBS_NAME
 
 __all__ = ["ContentInfo", "PathInfo", "Piece", "describe_path"]
 

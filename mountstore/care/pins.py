@@ -33,6 +33,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace.blob_records import find_digests
 from mountstore.store import Store
+from mountstore.store.layout import STAGING_NAME
 
 __all__ = ["LIST_MAX_BYTES", "PinList", "Pins", "Saved"]
 
@@ -167,8 +168,9 @@ class Pins:
     def _replace(self, path: bytes, data: bytes) -> None:
         directory = os.path.dirname(path)
         os.makedirs(directory, 0o700, exist_ok=True)
+        staging = os.fsencode(os.path.join(self._store.path, STAGING_NAME))
         # In staging, where a leftover is cleared away: every file among the pins counts.
-        fresh = os.path.join(os.fsencode(self._store.path), b"staging", b"pins-" + os.urandom(8).hex().encode())
+        fresh = os.path.join(staging, b"pins-" + os.urandom(8).hex().encode())
         try:
             with open(fresh, "xb", opener=_private) as file:
                 file.write(data)

@@ -11,51 +11,24 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.staging import BLOB_MODE
 from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import StoreError
 from mountstore.namespace.drafts import inode_of_draft
-from mountstore.store import (
+from mountstore.store.config import StoreConfig, read_config
+from mountstore.store.layout import (
     BAD_NAME,
     BLOBS_NAME,
     CATALOG_NAME,
     CONFIG_NAME,
     KEPT_NAME,
-    LOCK_NAME,
-    PINS_NAME,
+    NOTES_NAME,
+    PARTS,
     STAGING_NAME,
-    TRASH_NAME,
-    StoreConfig,
-    StoreLock,
-    read_config,
 )
-
-NEW_CATALOG_NAME: Final = CATALOG_NAME + ".new"
-"""Of a catalog that is being made; what an interruption leaves of it, the next attempt replaces."""
-
-_NOTES: Final = "fsck.json"
-PARTS: Final = frozenset(
-    {
-        CONFIG_NAME,
-        CONFIG_NAME + ".new",
-        BLOBS_NAME,
-        CATALOG_NAME,
-        CATALOG_NAME + "-wal",
-        CATALOG_NAME + "-shm",
-        NEW_CATALOG_NAME,
-        NEW_CATALOG_NAME + "-wal",
-        NEW_CATALOG_NAME + "-shm",
-        STAGING_NAME,
-        LOCK_NAME,
-        PINS_NAME,
-        TRASH_NAME,
-    }
-    | {BAD_NAME, _NOTES, _NOTES + ".new", "lost+found"}
-)
-"""What may lie in the directory of a store."""
+from mountstore.store.lock import StoreLock
 
 
 class Premises:
@@ -71,7 +44,7 @@ class Premises:
         self.catalog = os.path.join(self.path, CATALOG_NAME)
         self.staging = os.path.join(self.path, STAGING_NAME)
         self.bad = os.path.join(self.path, BAD_NAME)
-        self.notes = os.path.join(self.path, _NOTES)
+        self.notes = os.path.join(self.path, NOTES_NAME)
         self.configuration: StoreConfig | None = None
         self.configuration_flaw: str | None = None
         self._tree: BalancedTree | None = None

@@ -27,7 +27,7 @@ from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.inspection import Candidate, Inspection, Progress, Survey
 from mountstore.care.loading import Loader
-from mountstore.care.premises import NEW_CATALOG_NAME, PARTS, Premises
+from mountstore.care.premises import Premises
 from mountstore.care.presence import Presence
 from mountstore.care.repair import mend_new_catalog
 from mountstore.care.snapshot_tree import SnapshotTree
@@ -35,23 +35,21 @@ from mountstore.errors import StoreError
 from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
 from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.rebuilding import remove_catalog
-from mountstore.store import (
+from mountstore.store.config import StoreConfig, parse_config, read_config, write_config
+from mountstore.store.layout import (
     BAD_NAME,
     BLOBS_NAME,
+    CATALOG_FILES,
     CATALOG_NAME,
     CONFIG_NAME,
+    NEW_CATALOG_NAME,
+    PARTS,
     STAGING_NAME,
-    StoreConfig,
-    StoreLock,
-    parse_config,
-    read_config,
-    write_config,
 )
+from mountstore.store.lock import StoreLock
 
 NUMBERS_SKIPPED: Final = 1 << 26
 """Numbers of inodes that may have been given out since the snapshot: none must be given twice (NFS handles)."""
-
-_CATALOG_FILES: Final = (CATALOG_NAME, CATALOG_NAME + "-wal", CATALOG_NAME + "-shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +295,7 @@ class _Rebuild:
         aside: str | None = None
         try:
             # The database first: its WAL alone means nothing, but without its WAL it would be an older state.
-            for name in _CATALOG_FILES:
+            for name in CATALOG_FILES:
                 path = os.path.join(self.path, name)
                 if not os.path.lexists(path):
                     continue

@@ -15,7 +15,9 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.usage import Usage
-from mountstore.store import BLOBS_NAME, CATALOG_NAME, STAGING_NAME, Store, read_config
+from mountstore.store import Store
+from mountstore.store.config import read_config
+from mountstore.store.layout import BLOBS_NAME, CATALOG_NAME, STAGING_NAME
 
 __all__ = ["Sharing", "report_sharing"]
 

@@ -44,7 +44,8 @@ from mountstore.namespace.instant import Instant
 from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.snapshot_policy import superfluous
 from mountstore.namespace.stale import Changes
-from mountstore.store import Store, config_text
+from mountstore.store import Store
+from mountstore.store.config import config_text
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.care.inspection import Candidate, Inspection, Progress
 from mountstore.care.presence import Presence
 from mountstore.errors import StoreError
-from mountstore.store import BLOBS_NAME
+from mountstore.store.layout import BLOBS_NAME
 
 
 @dataclass(frozen=True, slots=True)

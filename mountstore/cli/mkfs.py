@@ -85,15 +85,17 @@ def _run(argv: Sequence[str]) -> int:
                 " or --piece-max",
             )
         return _make_again(got.store, store, dry_run=got.dry_run, quiet=got.quiet)
+    from mountstore.store.layout import BLOBS_NAME, LOST_FOUND_NAME
+
     adopting = not is_vacant(store)
-    if adopting and set(os.listdir(store)) - {"lost+found"} != {"blobs"}:
+    if adopting and set(os.listdir(store)) - {LOST_FOUND_NAME} != {BLOBS_NAME}:
         raise Failure(Exit.FAILED, f"{got.store} is not empty: {_what_is_there(store)}")
     if got.dry_run:
         if not got.quiet:
             print(f"{printable(got.store)}: a store can be made here")
         return Exit.OK
 
-    from mountstore.store import create_store
+    from mountstore.store.create import create_store
 
     limits = {"dir_limit": dir_limit, "piece_max": piece_max}
     config = create_store(store, **{name: value for name, value in limits.items() if value is not None})
@@ -109,8 +111,9 @@ def _run(argv: Sequence[str]) -> int:
 def _was_a_store(store: str) -> bool:
     """Whether there is nothing but blobs, with snapshots among them."""
     from mountstore.care.rebuild import can_rebuild
+    from mountstore.store.layout import CONFIG_NAME
 
-    return not os.path.lexists(os.path.join(store, "store.toml")) and can_rebuild(store)
+    return not os.path.lexists(os.path.join(store, CONFIG_NAME)) and can_rebuild(store)
 
 
 def _make_again(given: str, store: str, *, dry_run: bool, quiet: bool) -> int:
@@ -128,8 +131,10 @@ def _make_again(given: str, store: str, *, dry_run: bool, quiet: bool) -> int:
 
 
 def _what_is_there(store: str) -> str:
+    from mountstore.store.layout import CONFIG_NAME
+
     names = sorted(os.listdir(store))
-    if "store.toml" in names:
+    if CONFIG_NAME in names:
         return "it is a store already"
     shown = ", ".join(map(printable, names[:3]))
     return f"it holds {shown}{' and more' if len(names) > 3 else ''}"

@@ -12,7 +12,7 @@ from mountstore.care.rebuild import Rebuilt, rebuild_store, survey_snapshots
 from mountstore.cli.exits import Exit, Failure, printable, say
 from mountstore.cli.stores import time_text, told_of
 from mountstore.errors import StoreError
-from mountstore.store import CATALOG_NAME
+from mountstore.store.layout import CATALOG_NAME
 
 PROGRAM = "fsck.cas"
 

@@ -35,7 +35,9 @@ def prepare_store(path: str, *, dir_limit: int | None, read_only: bool) -> None:
       Failure: A store would have to be made for a read-only mount, or has another `dir_limit`.
       MountstoreError: The store cannot be made.
     """
-    from mountstore.store import CATALOG_NAME, create_store, read_config
+    from mountstore.store.config import read_config
+    from mountstore.store.create import create_store
+    from mountstore.store.layout import CATALOG_NAME
 
     if os.path.lexists(path) and not os.path.isdir(path):
         raise Failure(Exit.FAILED, f"{printable(path)} is not a directory, so it cannot be a store")

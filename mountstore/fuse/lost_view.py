@@ -18,11 +18,11 @@ import trio
 from mountstore.care.notes import read_notes
 from mountstore.errors import AbsentError
 from mountstore.fuse.virtual import Appearance, Channel, Directory, Node, Stream, Text
+from mountstore.store.layout import BAD_NAME, KEPT_NAME, NOTES_NAME, STAGING_NAME
 
 __all__ = ["LostAndFound"]
 
-_PLACES = {b"blobs": "bad", b"drafts": "staging/kept"}
-_NOTES = "fsck.json"
+_PLACES = {b"blobs": BAD_NAME, b"drafts": f"{STAGING_NAME}/{KEPT_NAME}"}
 
 
 class LostAndFound(Directory):
@@ -48,7 +48,7 @@ class LostAndFound(Directory):
 
     async def lookup(self, name: bytes) -> Node | None:
         if name == b"findings":
-            return _Findings(f"{self._store}/{_NOTES}", self._owner)
+            return _Findings(f"{self._store}/{NOTES_NAME}", self._owner)
         if name in _PLACES:
             return _Aside(os.fsencode(f"{self._store}/{_PLACES[name]}"), self._owner, self)
         return None

@@ -42,7 +42,7 @@ from mountstore.fuse.virtual import Directory, VirtualInodes
 from mountstore.namespace import acl as acls
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.namespace import NAME_MAX
-from mountstore.store import BLOBS_NAME
+from mountstore.store.layout import BLOBS_NAME
 
 __all__ = ["serve_snapshot"]
 

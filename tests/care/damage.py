@@ -16,7 +16,8 @@ from mountstore.blobs.digest import Digest
 from mountstore.blobs.manifest import decode_manifest
 from mountstore.namespace.inodes import Inode
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 ROOT_USER = Caller(0, 0)
 LARGE = b"".join(Digest.of(b"%d" % i).sha256 for i in range(9000)) + bytes(200_000)

@@ -19,7 +19,8 @@ from mountstore.care.gc_report import Options, Report
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.policy import KEEP_ALL, Policy
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 CALLER = Caller(0, 0)
 PIECE_MAX = 64 << 10

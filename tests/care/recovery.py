@@ -19,7 +19,8 @@ from mountstore.care.checking import check_store
 from mountstore.care.findings import Kind
 from mountstore.care.snapshots import Snapshots
 from mountstore.namespace.inodes import ROOT
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 PIECE_MAX = 4096
 """So small that a file of 200 KB has a manifest of two levels."""

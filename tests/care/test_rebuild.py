@@ -35,7 +35,10 @@ from mountstore.namespace import listing, page_map
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.pages import Reference, encode_inodes, encode_root
 from mountstore.namespace.stale import PAGE_SHIFT
-from mountstore.store import Store, StoreLock, create_store, read_config
+from mountstore.store import Store
+from mountstore.store.config import read_config
+from mountstore.store.create import create_store
+from mountstore.store.lock import StoreLock
 
 Capture = pytest.CaptureFixture[str]
 

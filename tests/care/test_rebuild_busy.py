@@ -16,7 +16,8 @@ from mountstore.care.checking import check_store
 from mountstore.care.findings import Kind
 from mountstore.care.rebuild import rebuild_store
 from mountstore.care.snapshots import Snapshots
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 COPIES = 3 * SCALE
 

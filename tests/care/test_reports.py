@@ -22,7 +22,8 @@ from mountstore.care.space_report import report_space
 from mountstore.errors import AbsentError, WantsDirectoryError
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 USER = Caller(7, 8)
 PIECE_MAX = 64 << 10

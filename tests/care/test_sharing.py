@@ -15,7 +15,8 @@ from mountstore.care.sharing import Sharing, report_sharing
 from mountstore.errors import AbsentError, CorruptError
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 USER = Caller(0, 0)
 PIECE_MAX = 64 << 10

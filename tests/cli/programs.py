@@ -17,7 +17,7 @@ AS_USER = """
 import ctypes, importlib, logging.handlers, os, runpy, sys
 uid, program = int(sys.argv[1]), sys.argv[2]
 for name in ("difflib", "_strptime", "encodings.ascii", "encodings.idna", "encodings.latin_1",
-             "mountstore.store", "mountstore.fuse.session", "mountstore.cli.logs", "mountstore.cli.stores"):
+             "mountstore.store.create", "mountstore.fuse.session", "mountstore.cli.logs", "mountstore.cli.stores"):
     importlib.import_module(name)
 main = importlib.import_module(f"mountstore.cli.{program.partition('.')[0]}").main
 os.setgroups([])

@@ -11,7 +11,8 @@ import trio
 from mountstore.blobs.digest import Digest
 from mountstore.cli.exits import Exit
 from mountstore.cli.gc import main
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 
 @pytest.fixture

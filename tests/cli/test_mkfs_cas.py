@@ -9,7 +9,7 @@ import pytest
 from cli.programs import Programs
 from mountstore.cli.exits import Failure
 from mountstore.cli.mkfs import parse_size
-from mountstore.store import read_config
+from mountstore.store.config import read_config
 
 
 def test_an_absent_directory_becomes_a_store_with_the_limits_asked_for(programs: Programs, store: Path) -> None:

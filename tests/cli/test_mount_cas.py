@@ -17,7 +17,7 @@ from cli.programs import BIN, Programs, has_ended, lock_is_free
 from mountstore.cli import checks
 from mountstore.cli.exits import Exit, Failure
 from mountstore.fuse.mounts import is_dead, mount_at, read_mounts
-from mountstore.store import read_config
+from mountstore.store.config import read_config
 
 pytestmark = pytest.mark.mount
 

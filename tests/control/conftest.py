@@ -16,7 +16,8 @@ from mountstore.control.commands import REGISTRY
 from mountstore.control.context import Services
 from mountstore.control.conversation import Conversation
 from mountstore.control.jobs import Jobs
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 
 class Desk:

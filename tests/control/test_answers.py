@@ -16,7 +16,8 @@ from mountstore.control.command import Registry
 from mountstore.control.context import Services
 from mountstore.control.conversation import CommandFailedError, Conversation
 from mountstore.control.jobs import Jobs
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 
 def test_progress_that_nobody_read_gives_way() -> None:

@@ -22,7 +22,8 @@ from mountstore.control.imaging import resize
 from mountstore.images.job import Format, new_job
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 pytestmark = pytest.mark.trio
 

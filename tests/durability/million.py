@@ -21,7 +21,8 @@ from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest, checksum
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 _PER_DIRECTORY = 1000
 

@@ -29,7 +29,8 @@ from durability.seam import PYTHON, Call, Model, choices, record, write_out
 from mountstore.care.repair import repair_store
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.inodes import ROOT
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 State = tuple[int, int] | None
 """Seed and length of a content; None for a name that does not exist."""

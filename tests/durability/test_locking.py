@@ -17,7 +17,9 @@ from mount.live import LiveMount
 from durability.disks import small_disk
 from durability.recorder import run
 from mountstore.errors import BusyError
-from mountstore.store import Store, StoreLock, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
+from mountstore.store.lock import StoreLock
 
 PATIENCE_S = 10
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from mount.consistency import check_store
 from mountstore.fuse.mounts import mount_at, unmount
 from mountstore.namespace.pages import MAGICS
-from mountstore.store import create_store
+from mountstore.store.create import create_store
 
 SCALE = int(os.environ.get("MOUNTSTORE_TEST_SCALE", "1"))
 """Multiplies the counts of the long tests; 10 makes 10,000 files 100,000."""

@@ -25,7 +25,8 @@ from mountstore.care.gc import collect
 from mountstore.care.gc_report import Options
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 MIB = 1 << 20
 

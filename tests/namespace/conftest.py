@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 OpenStore = Callable[..., AbstractAsyncContextManager[Store]]
 

@@ -24,7 +24,7 @@ from mountstore.namespace.pages import (
     encode_node,
     encode_root,
 )
-from mountstore.store import parse_config
+from mountstore.store.config import parse_config
 
 TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 SNAPSHOTS = TEXT.split("\n## Snapshots")[1].split("\n## ")[0]

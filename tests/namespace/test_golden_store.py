@@ -11,7 +11,8 @@ import pytest
 from golden.make_store import PIECE_MAX, ROOT_USER, describe, noise
 from mount.consistency import check_store
 
-from mountstore.store import STORE_FORMAT, Store
+from mountstore.store import Store
+from mountstore.store.config import STORE_FORMAT
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 pytestmark = pytest.mark.trio

@@ -16,7 +16,8 @@ import trio
 from mountstore.blobs.seal import seal_small
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 pytestmark = pytest.mark.trio
 

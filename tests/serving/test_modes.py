@@ -11,7 +11,8 @@ import trio
 
 from mountstore.care.pins import Pins
 from mountstore.care.snapshots import Snapshots
-from mountstore.store import Store, create_store
+from mountstore.store import Store
+from mountstore.store.create import create_store
 
 
 def mode_of(path: Path) -> int:

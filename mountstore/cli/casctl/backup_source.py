@@ -125,7 +125,8 @@ def open_source(mount: Mount | None, store: str) -> Iterator[Source]:
     Raises: Failure, BusyError, StoreError
     """
     if mount is None:
-        from mountstore.store import StoreLock, read_config
+        from mountstore.store.config import read_config
+        from mountstore.store.lock import StoreLock
 
         read_config(store)
         lock = StoreLock(store)

@@ -13,10 +13,6 @@ from mountstore.cli.exits import printable
 
 DEFAULT_SHELL = ("ssh", "-o", "BatchMode=yes")
 
-MARKS_OF_A_STORE = ("catalog.db", "store.toml")
-"""Who has one of these beside its blobs is a store at work, not a backup."""
-
-
 STAGING = ".staging"
 """Where files lie at the destination, in `blobs`, until they are whole."""
 
@@ -109,7 +105,10 @@ class Destination:
 
     def prepare(self) -> None:
         """Make the directories that are missing, and clear what an interrupted copy left. Raises: Failure"""
-        self.run(_PREPARE, self.path, STAGING, *MARKS_OF_A_STORE)
+        from mountstore.store.layout import CATALOG_NAME, CONFIG_NAME
+
+        # Who has one of these beside its blobs is a store at work, not a backup.
+        self.run(_PREPARE, self.path, STAGING, CATALOG_NAME, CONFIG_NAME)
 
     def sync(self) -> None:
         """Return when what was copied survives a power loss there. Raises: Failure"""

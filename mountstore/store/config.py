@@ -1,0 +1,125 @@
+"""`store.toml`: what a store was made with, and which versions and snapshots it keeps; see docs/format.md."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from typing import Final
+
+import msgspec
+
+from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
+from mountstore.blobs.flush import fsync_path
+from mountstore.blobs.tree import DIR_LIMIT
+from mountstore.errors import StoreError
+from mountstore.namespace.policy import Policy
+from mountstore.namespace.snapshot_policy import SnapshotPolicy
+from mountstore.store.layout import CONFIG_NAME, NEW_SUFFIX
+
+__all__ = ["STORE_FORMAT", "StoreConfig", "config_text", "parse_config", "read_config", "write_config"]
+
+STORE_FORMAT: Final = 1
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`store.toml`; see docs/format.md."""
+
+    format: int
+    uuid: str
+    dir_limit: int = DIR_LIMIT
+    piece_min: int = DEFAULT_PARAMETERS.min_size
+    piece_avg: int = DEFAULT_PARAMETERS.avg_size
+    piece_max: int = DEFAULT_PARAMETERS.max_size
+    hole_min: int = DEFAULT_PARAMETERS.hole_min
+    versions: Policy = Policy()
+    snapshots: SnapshotPolicy = SnapshotPolicy()
+
+    def chunking(self) -> ChunkingParameters:
+        return ChunkingParameters(
+            min_size=self.piece_min,
+            avg_size=self.piece_avg,
+            max_size=self.piece_max,
+            piece_max=self.piece_max,
+            hole_min=self.hole_min,
+        )
+
+
+def config_text(config: StoreConfig) -> str:
+    """What `store.toml` has to say for this configuration."""
+    lines = ["# A store of mountstore. The pieces' sizes decide how files are cut: never change them.\n"]
+    fields = msgspec.to_builtins(config)
+    tables = {key: fields.pop(key) for key in ("versions", "snapshots")}
+    lines += _assignments(fields)
+    lines.append("\n# Which old versions garbage collection keeps; without a line the value shown is meant.\n")
+    lines += _table("versions", tables["versions"], Policy())
+    lines.append("\n# How many automatic snapshots are kept: the last of so many hours, days and months.\n")
+    lines += _table("snapshots", tables["snapshots"], SnapshotPolicy())
+    return "".join(lines)
+
+
+def _table(name: str, fields: dict[str, object], usual: msgspec.Struct) -> list[str]:
+    """A table of TOML in which what is as usual is a comment."""
+    known = _assignments(msgspec.to_builtins(usual))
+    return [f"[{name}]\n", *(f"# {line}" if line in known else line for line in _assignments(fields))]
+
+
+def write_config(path: str, text: str) -> None:
+    """Put `store.toml` into the store at `path`, in one step, so that it survives power loss."""
+    target = os.path.join(path, CONFIG_NAME)
+    with open(target + NEW_SUFFIX, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(target + NEW_SUFFIX, target)
+    fsync_path(path, os.O_DIRECTORY)
+
+
+def _assignments(fields: dict[str, object]) -> list[str]:
+    """Fields as lines of TOML."""
+    lines = []
+    for key, value in fields.items():
+        text = f'"{value}"' if isinstance(value, str) else str(value)
+        lines.append(f"{key} = {text.lower() if isinstance(value, bool) else text}\n")
+    return lines
+
+
+def read_config(path: str) -> StoreConfig:
+    """The configuration of the store at `path`.
+
+    Raises:
+      StoreError: Not a store, one of another format, or a configuration that cannot be used.
+    """
+    file = os.path.join(path, CONFIG_NAME)
+    try:
+        with open(file, encoding="utf-8") as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: is not a store (no {CONFIG_NAME}); mkfs.cas makes one") from None
+    except UnicodeDecodeError as exc:
+        raise StoreError(f"{file}: cannot be read: {exc}") from exc
+    return parse_config(text, file)
+
+
+def parse_config(text: str, file: str) -> StoreConfig:
+    """The configuration in the text of a `store.toml`; `file` says in errors where it was found.
+
+    Raises:
+      StoreError: Of another format, or it cannot be used.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise StoreError(f"{file}: cannot be read: {exc}") from exc
+    if raw.get("format") != STORE_FORMAT:
+        raise StoreError(
+            f"{file}: store format {raw.get('format')!r}, this release reads {STORE_FORMAT};"
+            " use the release that wrote it"
+        )
+    try:
+        config = msgspec.convert(raw, StoreConfig)
+        config.chunking()
+        if config.dir_limit < 1:
+            raise ValueError(f"dir_limit must be 1 or more, not {config.dir_limit}")
+    except Exception as exc:
+        raise StoreError(f"{file}: {exc}") from exc
+    return config

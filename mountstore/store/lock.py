@@ -1,0 +1,52 @@
+"""Who may write to a store: one process at a time, which holds its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from typing import Final
+
+from mountstore.errors import BusyError
+from mountstore.store.layout import LOCK_NAME
+
+__all__ = ["StoreLock", "boot_id"]
+
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+
+
+class StoreLock:
+    """The store's lock, held from `__init__` to `release`.
+
+    The file is never deleted, and says who holds it; what counts is the flock, which ends with the process.
+
+    Raises:
+      BusyError: Somebody holds it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.join(path, LOCK_NAME)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 4096, 0).decode(errors="replace").split()
+            os.close(self._fd)
+            who = f"pid {holder[0]} on {holder[1]}" if len(holder) >= 2 else "another process"
+            raise BusyError(f"{path}: the store is in use by {who}") from None
+        # Only for the message that somebody else gets: a full disk is no reason not to mount.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()} {socket.gethostname()} {boot_id()}\n".encode(), 0)
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+
+
+def boot_id() -> str:
+    """Tells one boot of this machine from the next."""
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
