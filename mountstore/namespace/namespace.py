@@ -11,8 +11,7 @@ Contents of regular files are `mountstore.namespace.files`.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator
 from typing import Any, NamedTuple
 
 from mountstore.errors import (
@@ -250,15 +249,6 @@ class Namespace:
         self._inodes.changed(inode)
         self._touch(parent, now)
         return inode
-
-    @contextmanager
-    def unversioned(self) -> Iterator[None]:
-        """The context, without an await, in which nothing that is removed leaves a version."""
-        enabled, self._versions.enabled = self._versions.enabled, False
-        try:
-            yield
-        finally:
-            self._versions.enabled = enabled
 
     def _touch(self, directory: Inode, now: int) -> None:
         """An entry of it was made, removed or changed."""

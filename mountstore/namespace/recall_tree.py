@@ -33,6 +33,7 @@ from mountstore.namespace.placing import free_name
 from mountstore.namespace.recall import Recall
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.timeline import Timeline
+from mountstore.namespace.versions import Versions
 
 _DOTS = 2
 """Position in a listing behind `.` and `..`."""
@@ -61,6 +62,7 @@ class TreeRecall:
         *,
         namespace: Namespace,
         inodes: InodeTable,
+        versions: Versions,
         timeline: Timeline,
         contents: Contents,
         sealer: Sealer,
@@ -68,6 +70,7 @@ class TreeRecall:
     ) -> None:
         self._namespace = namespace
         self._inodes = inodes
+        self._versions = versions
         self._timeline = timeline
         self._contents = contents
         self._sealer = sealer
@@ -229,7 +232,7 @@ class TreeRecall:
             listing = self._namespace.listing(self._inodes.get(directory), _DOTS)
             left = next(listing, None)
             listing.close()
-            with self._namespace.unversioned():
+            with self._versions.disabled():
                 if left is None:
                     waiting.pop()
                     self._namespace.rmdir(above, called)

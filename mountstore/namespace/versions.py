@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from mountstore.blobs.content import EMPTY, Content
@@ -81,6 +82,15 @@ class Versions:
         self._moved: OrderedDict[tuple[int, bytes], _Moved] = OrderedDict()
         # What the name that an inode left has of it (rules 3 and 4): the content, and how much of its history.
         self._kept: OrderedDict[int, tuple[Content, int]] = OrderedDict()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The context, without an await, in which nothing that is removed leaves a version."""
+        enabled, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = enabled
 
     def kept_mode(self, inode: Inode) -> int:
         """The mode a version of the inode has.

@@ -147,6 +147,7 @@ class Store:
         self.tree_recall = TreeRecall(
             namespace=self.namespace,
             inodes=self.inodes,
+            versions=self.versions,
             timeline=self.timeline,
             contents=self.contents,
             sealer=self.sealer,
