@@ -21,6 +21,7 @@ Invariants
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
@@ -40,6 +41,20 @@ class Previous(NamedTuple):
     open: bool = False
 
 
+@dataclass(slots=True)
+class _OpenNote:
+    """The note of an inode that took another's name while it was open for writing."""
+
+    previous: Previous
+    made_s: float
+    """On the clock of `time.monotonic`."""
+    flushed_later: Previous | None
+    """What takes its place as soon as a hard sync that begins from now on has ended: what the replaced file had,
+    which that flushes."""
+    flushed_now: Previous | None = None
+    """The same of the hard sync under way."""
+
+
 class Replaced:
     """The notes of one store; the thread that owns the namespace."""
 
@@ -49,12 +64,7 @@ class Replaced:
         self._taken: dict[int, Previous] = {}
         self._since: dict[int, Previous] = {}
         self._unlisted: dict[int, Previous] = {}
-        self._open: dict[int, Previous] = {}
-        self._opened_s: dict[int, float] = {}
-        # What takes the place of open notes as soon as a hard sync that begins from now on has ended: what the
-        # replaced file had, which that flushes; and those of them that the one under way flushes.
-        self._flushed_later: dict[int, Previous] = {}
-        self._flushed_now: dict[int, Previous] = {}
+        self._open: dict[int, _OpenNote] = {}
         # Inodes that got their first content since the last hard sync, or since the one before the one under
         # way: what they had in between is as likely to be lost as what they have.
         self._fresh: set[int] = set()
@@ -73,10 +83,10 @@ class Replaced:
         """An inode is about to get another content; only its first one since the last hard sync counts."""
         if inode in self._since:
             return
-        held = self._flushed_now.get(inode) or self._open.get(inode)
+        held = self._open.get(inode)
         if held is not None:
             # What it had when it took the name was never the whole of it.
-            self._put(inode, held._replace(open=False))
+            self._put(inode, (held.flushed_now or held.previous)._replace(open=False))
         elif inode in self._fresh:
             return
         elif content.digest is None and draft is None:
@@ -106,13 +116,10 @@ class Replaced:
         if now is None or later is None:
             return
         if still_open:
-            self._open[inode] = later._replace(open=True)
-            self._opened_s[inode] = time.monotonic()
-            self._flushed_now.pop(inode, None)
+            below = Previous(content, allocated, draft)
             if replaced in self._open:
-                self._flushed_later[inode] = self._flushed_later.get(replaced, later)
-            else:
-                self._flushed_later[inode] = Previous(content, allocated, draft)
+                below = self._open[replaced].flushed_later or later
+            self._open[inode] = _OpenNote(later._replace(open=True), time.monotonic(), below)
             self._unlisted[inode] = now._replace(open=True)
         if known:
             return
@@ -128,7 +135,7 @@ class Replaced:
         """What an inode with this content goes back to: now, and when the sync under way has ended."""
         held = self._open.get(inode)
         if held is not None:
-            return held, held
+            return held.previous, held.previous
         later = self._since.get(inode)
         if later is None and (content.digest is not None or draft is not None):
             later = Previous(content, allocated, draft)
@@ -140,18 +147,17 @@ class Replaced:
 
     def closed(self, inode: int) -> None:
         """The content of a file that was open when it took another's name is whole, in this transaction."""
-        previous = self._open.pop(inode, None)
-        self._opened_s.pop(inode, None)
-        self._flushed_later.pop(inode, None)
-        flushed = self._flushed_now.pop(inode, None)
-        if previous is not None:
-            if flushed is not None:
-                self._taken.setdefault(inode, previous._replace(open=False))
-                # Of a draft in it the staging file does not outlast this sync.
-                previous = flushed._replace(draft=None)
-            # Also if a sync is under way: what has just been sealed is not part of it.
-            own = self._since.setdefault(inode, previous._replace(open=False))
-            self._unlisted[inode] = self._taken.get(inode, own)
+        note = self._open.pop(inode, None)
+        if note is None:
+            return
+        previous = note.previous
+        if note.flushed_now is not None:
+            self._taken.setdefault(inode, previous._replace(open=False))
+            # Of a draft in it the staging file does not outlast this sync.
+            previous = note.flushed_now._replace(draft=None)
+        # Also if a sync is under way: what has just been sealed is not part of it.
+        own = self._since.setdefault(inode, previous._replace(open=False))
+        self._unlisted[inode] = self._taken.get(inode, own)
 
     def _put(self, inode: int, previous: Previous) -> None:
         self._since[inode] = previous
@@ -162,8 +168,10 @@ class Replaced:
 
     def contents(self) -> set[Content]:
         """What the notes in memory speak of; some reach the catalog only when the sync under way has ended."""
-        kept = (self._taken, self._since, self._open, self._flushed_later, self._flushed_now)
-        return {note.content for notes in kept for note in notes.values()}
+        kept = [*self._taken.values(), *self._since.values()]
+        for note in self._open.values():
+            kept += filter(None, (note.previous, note.flushed_later, note.flushed_now))
+        return {previous.content for previous in kept}
 
     def flush(self) -> None:
         """Write new notes into the catalog's open transaction."""
@@ -174,15 +182,15 @@ class Replaced:
     def take(self) -> None:
         """A hard sync begins: what was replaced so far will be needless when it has ended."""
         lapsed = time.monotonic() - LAPSE_S
-        for inode in [inode for inode, made_s in self._opened_s.items() if made_s < lapsed]:
+        for inode in [inode for inode, note in self._open.items() if note.made_s < lapsed]:
             self.closed(inode)
         self.flush()
         self._taken = {**self._since, **self._taken}
         self._since = {}
         self._fresh_taken |= self._fresh
         self._fresh = set()
-        self._flushed_now = {**self._flushed_now, **self._flushed_later}
-        self._flushed_later = {}
+        for note in self._open.values():
+            note.flushed_now, note.flushed_later = note.flushed_later or note.flushed_now, None
 
     def put_back(self) -> None:
         """It failed."""
@@ -190,21 +198,19 @@ class Replaced:
         self._taken = {}
         self._fresh |= self._fresh_taken
         self._fresh_taken = set()
-        self._flushed_later = {**self._flushed_now, **self._flushed_later}
-        self._flushed_now = {}
+        for note in self._open.values():
+            note.flushed_later, note.flushed_now = note.flushed_later or note.flushed_now, None
 
     def settle(self) -> None:
         """The blobs are flushed: only later notes stay."""
         self._catalog.clear_previous()
         self._taken = {}
         self._fresh_taken = set()
-        for inode, flushed in self._flushed_now.items():
-            if inode in self._open:
-                self._open[inode] = flushed._replace(open=True)
-        self._flushed_now = {}
-        # A draft in an open note has no staging file for longer than this: what is below it must do.
-        self._open = {inode: previous._replace(draft=None) for inode, previous in self._open.items()}
-        self._unlisted = {**self._since, **self._open}
+        for note in self._open.values():
+            # A draft in it has no staging file for longer than this: what is below it must do.
+            note.previous = (note.flushed_now or note.previous)._replace(draft=None, open=True)
+            note.flushed_now = None
+        self._unlisted = {**self._since, **{inode: note.previous for inode, note in self._open.items()}}
         self.flush()
 
 
