@@ -52,8 +52,6 @@ log = logging.getLogger(__name__)
 AUTOMATIC: Final = "auto-"
 """How the names of snapshots begin that nobody asked for; only those are deleted by the policy."""
 
-INTERVAL_S: Final = 3600.0
-
 _STRETCH_S: Final = 0.02
 """How long a worker is kept at a time."""
 
@@ -287,7 +285,7 @@ class Snapshots:
 
     # --- by themselves ---
 
-    async def keep(self, interval_s: float = INTERVAL_S) -> None:
+    async def keep(self, interval_s: float) -> None:
         """Take an automatic snapshot every `interval_s` if something changed, and prune them, until cancelled."""
         wait_s = await self._due_in(interval_s)
         while True:

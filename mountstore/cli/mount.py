@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mountstore.cli.checks import (
     check_allow_other,
@@ -28,6 +29,7 @@ from mountstore.cli.daemon import (
 )
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Choices, Request, parse_arguments
+from mountstore.fuse.mount_options import MountOptions
 
 PROGRAM = "mount.cas"
 
@@ -68,7 +70,8 @@ def run(request: Request) -> int:
         say(PROGRAM, f"cleaning up a dead mount on {request.mountpoint}")
         clear_dead_mount(dead, request.mountpoint)
 
-    serve = _server(store, mountpoint, choices, allow_other=allow_other, log=log)
+    options = replace(choices.mount, allow_other=allow_other)
+    serve = _server(store, mountpoint, options, dir_limit=choices.dir_limit, log=log)
     if foreground:
         serve_here(serve)
         return Exit.OK
@@ -93,7 +96,7 @@ def _log_destination(choices: Choices, *, foreground: bool) -> str:
 
 
 def _server(
-    store: str, mountpoint: str, choices: Choices, *, allow_other: bool, log: str
+    store: str, mountpoint: str, options: MountOptions, *, dir_limit: int | None, log: str
 ) -> Callable[[Callable[[], None]], None]:
     """What the serving process runs: log, make the store if need be, serve."""
 
@@ -110,30 +113,10 @@ def _server(
         share_one_heap()
 
         from mountstore.cli.stores import prepare_store
-        from mountstore.fuse.session import MountOptions
         from mountstore.fuse.session import serve as serve_session
 
-        if choices.snapshot is None:
-            prepare_store(store, dir_limit=choices.dir_limit, read_only=choices.read_only)
-        options = MountOptions(
-            read_only=choices.read_only,
-            allow_other=allow_other,
-            acl=choices.acl,
-            handshake=choices.handshake,
-            busy_poll_us=choices.busy_poll_us,
-            quick_wake=choices.quick_wake,
-            commit_s=choices.commit_s,
-            control=choices.control,
-            control_name=choices.control_name,
-            fast_loop=choices.fast_loop,
-            kernel=choices.kernel,
-            show_versions=choices.show_versions,
-            snapshot=choices.snapshot,
-            snapshot_s=choices.snapshot_s if choices.snapshots else 0.0,
-            versions=choices.versions,
-            versions_name=choices.versions_name,
-            xattr=choices.xattr,
-        )
+        if options.snapshot is None:
+            prepare_store(store, dir_limit=dir_limit, read_only=options.read_only)
         serve_session(store, mountpoint, options, on_ready)
         notify_service_manager("STOPPING=1")
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from mountstore import __version__
 from mountstore.cli.exits import Exit, Failure
+from mountstore.fuse.mount_options import MountOptions
 
 # Handed to the kernel as they are. The later of two opposites wins.
 KERNEL_FLAGS = frozenset({"nosuid", "nodev", "noexec", "sync", "dirsync", "noatime"})
@@ -78,31 +79,20 @@ DIR_LIMIT_MAX = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What `-o` chose; None where nothing was said and the default depends on who mounts."""
+    """What `-o` chose: how to mount, and what this program needs to know beside that."""
 
-    read_only: bool = False
+    mount: MountOptions = field(default_factory=MountOptions)
+    """But for `allow_other`, which is decided when it is known who mounts."""
     allow_other: bool | None = None
-    acl: bool = False
-    xattr: bool = True
-    handshake: bool = True
-    fast_loop: bool = True
-    versions: bool = True
-    versions_name: str = ".versions"
-    show_versions: bool = False
-    control: bool = True
-    control_name: str = ".cas"
-    snapshots: bool = True
-    snapshot_s: float = 3600.0
-    snapshot: str | None = None
-    """Mount this snapshot instead of what there is now."""
-    kernel: frozenset[str] = frozenset()
-    commit_s: float = 5.0
-    busy_poll_us: int = 200
-    quick_wake: bool = True
+    """None: nothing was said, and the default depends on who mounts."""
     dir_limit: int | None = None
     log: str | None = None
     unknown: tuple[str, ...] = ()
     """Options that were accepted because of -s; they have no effect."""
+
+
+_OWN = frozenset({"allow_other", "dir_limit", "log"})
+"""Fields of `Choices` that an option sets; every other option sets a field of its `mount`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +186,13 @@ def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
             unknown.append(option)
         else:
             raise Failure(Exit.USAGE, f"unknown option {option}{_suggestion(name)}")
-    choices = Choices(**values, kernel=frozenset(kernel), unknown=tuple(unknown))  # type: ignore[arg-type]
-    if choices.control and choices.versions and choices.control_name == choices.versions_name:
-        raise Failure(Exit.USAGE, f"control and versions are both called {choices.control_name}")
-    if choices.snapshot is not None and not choices.read_only:
-        raise Failure(Exit.USAGE, f"snapshot={choices.snapshot}: a snapshot is mounted read-only; say ro as well")
-    return choices
+    own = {key: values.pop(key) for key in _OWN & values.keys()}
+    mount = MountOptions(**values, kernel=frozenset(kernel))  # type: ignore[arg-type]  # as the tables say
+    if mount.control and mount.versions and mount.control_name == mount.versions_name:
+        raise Failure(Exit.USAGE, f"control and versions are both called {mount.control_name}")
+    if mount.snapshot is not None and not mount.read_only:
+        raise Failure(Exit.USAGE, f"snapshot={mount.snapshot}: a snapshot is mounted read-only; say ro as well")
+    return Choices(mount, **own, unknown=tuple(unknown))  # type: ignore[arg-type]  # as the tables say
 
 
 def _parse_value(name: str, value: str) -> tuple[str, object]:

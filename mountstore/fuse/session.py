@@ -9,18 +9,18 @@ import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pyfuse3
 import trio
 
 from mountstore.blobs.flush import syncfs
-from mountstore.care.snapshots import INTERVAL_S, Snapshots
+from mountstore.care.snapshots import Snapshots
 from mountstore.control.context import Services
 from mountstore.control.messages import Recent
 from mountstore.errors import BusyError, MountstoreError
 from mountstore.fuse import handshake, mounts, request_loop
 from mountstore.fuse.control import Control, explain
+from mountstore.fuse.mount_options import MountOptions
 from mountstore.fuse.operations import CACHE_S, Operations
 from mountstore.fuse.readahead import raise_readahead
 from mountstore.fuse.snapshot_mount import serve_snapshot
@@ -30,35 +30,6 @@ log = logging.getLogger(__name__)
 
 _READ_ONLY_CACHE_S = 1.0
 """A read-only mount may stand beside a writer, whose changes should show soon."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """How to mount.
-
-    `kernel` has the generic options as mount(8) names them (nosuid, nodev, noexec, noatime, ...). Without
-    `versions`, none are recorded and none are shown. A snapshot is taken every `snapshot_s` seconds and at the
-    end, if anything changed; 0: never by itself. With `control` there is a directory `control_name` in the root,
-    which listings don't show. With a `snapshot`, that is mounted instead, read-only and without any of these.
-    """
-
-    read_only: bool = False
-    allow_other: bool = False
-    acl: bool = False
-    xattr: bool = True
-    handshake: bool = True
-    fast_loop: bool = True
-    busy_poll_us: int = 200
-    quick_wake: bool = True
-    commit_s: float = 5.0
-    versions: bool = True
-    versions_name: str = ".versions"
-    show_versions: bool = False
-    snapshot_s: float = INTERVAL_S
-    control: bool = True
-    control_name: str = ".cas"
-    snapshot: str | None = None
-    kernel: frozenset[str] = field(default_factory=frozenset)
 
 
 def serve(
@@ -89,7 +60,7 @@ async def _serve_alone(
         store_path,
         mountpoint,
         snapshot,
-        _kernel_options(options) | {"ro"},
+        options.for_kernel(),
         on_ready,
         acl=options.acl,
         xattr=options.xattr,
@@ -135,7 +106,7 @@ async def _serve(
         connection = await handshake.mount(
             operations,
             mountpoint,
-            _kernel_options(options),
+            options.for_kernel(),
             fsname=store.path,
             want_handshake=options.handshake,
         )
@@ -153,7 +124,7 @@ async def _serve(
                 await nursery.start(control.jobs.run)
                 if not options.read_only:
                     nursery.start_soon(services.trees.run)
-                if options.snapshot_s and not options.read_only:
+                if options.snapshots and not options.read_only:
                     nursery.start_soon(Snapshots(store).keep, options.snapshot_s)
                 nursery.start_soon(_announce, on_ready)
                 await request_loop.serve()
@@ -164,7 +135,7 @@ async def _serve(
                 handshake.close(connection)
                 await services.images.aclose()
                 await operations.release_all()
-                if options.snapshot_s and not options.read_only:
+                if options.snapshots and not options.read_only:
                     await _take_last_snapshot(store)
 
 
@@ -177,15 +148,6 @@ async def _take_last_snapshot(store: Store) -> None:
         pass
     if not store.namespace.read_only:
         await Snapshots(store).take_last()
-
-
-def _kernel_options(options: MountOptions) -> set[str]:
-    chosen = {"default_permissions", *options.kernel}
-    if options.allow_other:
-        chosen.add("allow_other")
-    if options.read_only:
-        chosen.add("ro")
-    return chosen
 
 
 def _quiet_late_answers() -> None:

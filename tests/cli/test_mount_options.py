@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountstore.cli.exits import Exit, Failure
-from mountstore.cli.options import Choices, Request, parse_arguments, parse_options, split_options
+from mountstore.cli.options import SWITCHES, Choices, Request, parse_arguments, parse_options, split_options
+from mountstore.fuse.mount_options import MountOptions
 
 # What libmount really passes: `spec dir -s -f -n -v -o options -t type`, seen with util-linux 2.38.
 MOUNT8_VECTORS = [
@@ -23,18 +27,18 @@ MOUNT8_VECTORS = [
         Request(
             "/data",
             "/mnt",
-            Choices(kernel=frozenset({"nosuid", "noatime"}), unknown=("limit=32", "uid=5")),
+            Choices(MountOptions(kernel=frozenset({"nosuid", "noatime"})), unknown=("limit=32", "uid=5")),
             f_flag=True,
             verbose=True,
         ),
     ),
     (
         ["/data", "/mnt", "-o", "rw,noexec,nosuid,nodev,nofail,_netdev,users"],
-        Request("/data", "/mnt", Choices(kernel=frozenset({"noexec", "nosuid", "nodev"}))),
+        Request("/data", "/mnt", Choices(MountOptions(kernel=frozenset({"noexec", "nosuid", "nodev"})))),
     ),
     (
         ["/data", "/mnt", "-o", "ro"],
-        Request("/data", "/mnt", Choices(read_only=True)),
+        Request("/data", "/mnt", Choices(MountOptions(read_only=True))),
     ),
     (
         ["/data", "/mnt", "-o", "rw", "-t", "cas.sub"],
@@ -68,7 +72,7 @@ def test_argument_vectors_of_mount8(argv: list[str], request_: Request) -> None:
     ],
 )
 def test_options_may_stand_anywhere_and_be_glued_together(argv: list[str]) -> None:
-    assert parse_arguments(argv) == Request("/data", "/mnt", Choices(read_only=True), verbose=True)
+    assert parse_arguments(argv) == Request("/data", "/mnt", Choices(MountOptions(read_only=True)), verbose=True)
 
 
 @pytest.mark.parametrize(
@@ -77,26 +81,47 @@ def test_options_may_stand_anywhere_and_be_glued_together(argv: list[str]) -> No
         ("defaults", Choices()),
         ("allow_other", Choices(allow_other=True)),
         ("allow_other,noallow_other", Choices(allow_other=False)),
-        ("acl,noxattr", Choices(acl=True, xattr=False)),
-        ("nohandshake,nofastloop,noquickwake", Choices(handshake=False, fast_loop=False, quick_wake=False)),
-        ("commit=0.5,busy_poll=0", Choices(commit_s=0.5, busy_poll_us=0)),
-        ("commit=1,commit=30", Choices(commit_s=30.0)),
+        ("acl,noxattr", Choices(MountOptions(acl=True, xattr=False))),
+        (
+            "nohandshake,nofastloop,noquickwake",
+            Choices(MountOptions(handshake=False, fast_loop=False, quick_wake=False)),
+        ),
+        ("commit=0.5,busy_poll=0", Choices(MountOptions(commit_s=0.5, busy_poll_us=0))),
+        ("commit=1,commit=30", Choices(MountOptions(commit_s=30.0))),
         ("dir_limit=1000", Choices(dir_limit=1000)),
         ("log=/var/log/x.log", Choices(log="/var/log/x.log")),
-        ('log="/var/log/a,b",ro', Choices(log="/var/log/a,b", read_only=True)),
-        (r"log=/var/log/a\,b,ro", Choices(log="/var/log/a,b", read_only=True)),
+        ('log="/var/log/a,b",ro', Choices(MountOptions(read_only=True), log="/var/log/a,b")),
+        (r"log=/var/log/a\,b,ro", Choices(MountOptions(read_only=True), log="/var/log/a,b")),
         ("log=syslog", Choices(log="syslog")),
-        ("versions=~old,show_versions", Choices(versions_name="~old", show_versions=True)),
-        ("show_versions,noshow_versions,noversions", Choices(versions=False)),
-        ("nosuid,nodev,suid", Choices(kernel=frozenset({"nodev"}))),
+        ("versions=~old,show_versions", Choices(MountOptions(versions_name="~old", show_versions=True))),
+        ("show_versions,noshow_versions,noversions", Choices(MountOptions(versions=False))),
+        ("snapshots=60", Choices(MountOptions(snapshot_s=60.0))),
+        ("nosnapshots,nocontrol", Choices(MountOptions(snapshots=False, control=False))),
+        ("ro,snapshot=one", Choices(MountOptions(read_only=True, snapshot="one"))),
+        ("control=ctl", Choices(MountOptions(control_name="ctl"))),
+        ("nosuid,nodev,suid", Choices(MountOptions(kernel=frozenset({"nodev"})))),
         ("sync,dirsync,async", Choices()),
-        ("ro,x-systemd.requires-mounts-for=/data,X-foo,comment=hi,noauto", Choices(read_only=True)),
+        ("ro,x-systemd.requires-mounts-for=/data,X-foo,comment=hi,noauto", Choices(MountOptions(read_only=True))),
         ("nofail,_netdev,user,user=bob,users,owner,group,uhelper=cas,relatime,lazytime", Choices()),
         ("default_permissions,subtype=cas,fsname=/x", Choices()),
     ],
 )
 def test_option_table(text: str, choices: Choices) -> None:
     assert parse_options([text]) == choices
+
+
+@pytest.mark.parametrize("word", SWITCHES)
+def test_every_switch_sets_what_the_table_says(word: str) -> None:
+    name, state = SWITCHES[word]
+    choices = parse_options([word])
+    assert getattr(choices if name == "allow_other" else choices.mount, name) is state
+
+
+def test_what_is_mounted_needs_neither_pyfuse3_nor_the_catalog_to_be_described() -> None:
+    heavy = "{'pyfuse3', 'trio', 'sqlite3'} & sys.modules.keys()"
+    program = f"import sys, mountstore.cli.options; print({heavy})"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +159,7 @@ def test_what_is_refused_says_what_to_do(text: str, hint: str) -> None:
 
 
 def test_sloppy_keeps_what_nobody_knows_and_refuses_the_rest() -> None:
-    assert parse_options(["zzz,ro"], sloppy=True) == Choices(read_only=True, unknown=("zzz",))
+    assert parse_options(["zzz,ro"], sloppy=True) == Choices(MountOptions(read_only=True), unknown=("zzz",))
     with pytest.raises(Failure):
         parse_options(["commit=x"], sloppy=True)
 
