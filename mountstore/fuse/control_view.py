@@ -37,6 +37,7 @@ from mountstore.control.conversation import CommandFailedError, Conversation
 from mountstore.control.jobs import Jobs
 from mountstore.control.messages import show
 from mountstore.errors import AbsentError, MisuseError
+from mountstore.fuse.answers import CACHE_S
 from mountstore.fuse.lost_view import LostAndFound
 from mountstore.fuse.pins_view import PinsDirectory
 from mountstore.fuse.snapshots_view import SnapshotsDirectory, SnapshotsView
@@ -47,8 +48,6 @@ from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.timeline import NOT_YET_NS, VersionReader
 
 __all__ = ["ControlDirectory", "NodeMaker"]
-
-_CACHE_S: Final = 86400.0
 
 _WATCH_S: Final = 0.25
 """How often it is looked whether the process that waits for a command was told to end."""
@@ -73,12 +72,12 @@ class _Owned:
 
     def directory(self, permissions: int) -> Appearance:
         times = self.since_ns, self.since_ns
-        return Appearance(stat.S_IFDIR | permissions, self.uid, self.gid, 4096, *times, _CACHE_S, _CACHE_S)
+        return Appearance(stat.S_IFDIR | permissions, self.uid, self.gid, 4096, *times, CACHE_S, CACHE_S)
 
-    def file(self, permissions: int, size_bytes: int = 0, *, entry_timeout_s: float = _CACHE_S) -> Appearance:
+    def file(self, permissions: int, size_bytes: int = 0, *, entry_timeout_s: float = CACHE_S) -> Appearance:
         times = self.since_ns, self.since_ns
         mode = stat.S_IFREG | permissions
-        return Appearance(mode, self.uid, self.gid, size_bytes, *times, entry_timeout_s, _CACHE_S)
+        return Appearance(mode, self.uid, self.gid, size_bytes, *times, entry_timeout_s, CACHE_S)
 
 
 class ControlDirectory(Directory):
@@ -102,7 +101,7 @@ class ControlDirectory(Directory):
         owned = self._owned
         owner = owned.uid, owned.gid
         serial = count(1)
-        snapshots = SnapshotsView(services.store.tree, services.store.contents, _CACHE_S)
+        snapshots = SnapshotsView(services.store.tree, services.store.contents, CACHE_S)
         self._children: dict[bytes, NodeMaker] = {
             b"control": lambda above: _ControlFile(owned, services, registry, jobs, next(serial)),
             b"blobs": lambda above: _Blobs(owned, services, above),

@@ -37,6 +37,7 @@ from pyfuse3 import (
 
 from mountstore.control.statistics import Statistics
 from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
+from mountstore.fuse.answers import CACHE_S, caller_of, is_shown, keeps_setgid, statfs_answer
 from mountstore.fuse.errnos import fuse_error
 from mountstore.fuse.errnos import guarded as _guarded
 from mountstore.fuse.versions_view import VersionsView
@@ -45,14 +46,11 @@ from mountstore.namespace import acl as acls
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.limbo import LIMBO
-from mountstore.namespace.namespace import NAME_MAX, Caller
+from mountstore.namespace.namespace import Caller
 from mountstore.namespace.paths import find_paths
 from mountstore.store import Store
 
 log = logging.getLogger(__name__)
-
-CACHE_S = 86400.0
-"""How long the kernel may keep what it was told."""
 
 _BLOCK = 4096
 
@@ -408,7 +406,7 @@ class Operations(pyfuse3.Operations):
                 raise FUSEError(errno.EISDIR if found.is_directory else errno.EINVAL)
             same = attr.st_size == found.size
             await self._files.truncate(
-                found, attr.st_size, privileged=ctx.uid == 0, member=_keeps_setgid(ctx, found)
+                found, attr.st_size, privileged=ctx.uid == 0, member=keeps_setgid(ctx, found)
             )
             if same and not (fields.update_mtime or fields.update_ctime):
                 # truncate(2) to the size it has: the kernel goes on showing the times it has.
@@ -426,7 +424,7 @@ class Operations(pyfuse3.Operations):
             named = False
         self._namespace.set_attributes(
             found,
-            _caller(ctx, found),
+            caller_of(ctx, found),
             mode=mode,
             uid=uid,
             gid=gid,
@@ -444,18 +442,7 @@ class Operations(pyfuse3.Operations):
 
     @_guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        below = self._store.statvfs()
-        answer = StatvfsData()
-        answer.f_bsize = below.f_bsize
-        answer.f_frsize = below.f_frsize
-        answer.f_blocks = below.f_blocks
-        answer.f_bfree = below.f_bfree
-        answer.f_bavail = below.f_bavail
-        answer.f_files = below.f_files
-        answer.f_ffree = below.f_ffree
-        answer.f_favail = below.f_favail
-        answer.f_namemax = NAME_MAX
-        return answer
+        return statfs_answer(self._store.statvfs())
 
     # --- extended attributes ---
 
@@ -464,7 +451,8 @@ class Operations(pyfuse3.Operations):
         if not self._xattr:
             raise FUSEError(errno.ENOSYS)
         if inode >= VIRTUAL:
-            value = dict(self._virtual.xattrs(inode)).get(name) if self._is_shown(name, ctx) else None
+            shown = is_shown(name, ctx, acl=self.enable_acl)
+            value = dict(self._virtual.xattrs(inode)).get(name) if shown else None
             if value is None:
                 raise FUSEError(errno.ENODATA)
             return value
@@ -482,7 +470,7 @@ class Operations(pyfuse3.Operations):
             raise self._virtual.refuse_attribute(inode)
         found = self._get(inode)
         if name in (acls.ACCESS, acls.DEFAULT):
-            self._attributes.set_acl(found, name, value, keep_setgid=_keeps_setgid(ctx, found))
+            self._attributes.set_acl(found, name, value, keep_setgid=keeps_setgid(ctx, found))
         else:
             self._attributes.set(found, name, value)
 
@@ -492,15 +480,9 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.ENOSYS)
         if inode >= VIRTUAL:
             virtual = self._virtual.xattrs(inode)
-            return [XAttrNameT(name) for name, _ in virtual if self._is_shown(name, ctx)]
+            return [XAttrNameT(name) for name, _ in virtual if is_shown(name, ctx, acl=self.enable_acl)]
         names = self._attributes.names(self._get(inode), trusted=ctx.uid == 0)
         return [XAttrNameT(name) for name in names]
-
-    def _is_shown(self, name: bytes, ctx: RequestContext) -> bool:
-        """Whether a caller may see an attribute of something virtual."""
-        if name.startswith(b"trusted."):
-            return ctx.uid == 0
-        return self.enable_acl or name not in (acls.ACCESS, acls.DEFAULT)
 
     @_guarded
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
@@ -518,7 +500,7 @@ class Operations(pyfuse3.Operations):
             inode,
             writable=writable,
             privileged=ctx.uid == 0,
-            member=writable and _keeps_setgid(ctx, inode),
+            member=writable and keeps_setgid(ctx, inode),
         )
         number = next(self._numbers)
         self._handles[number] = handle
@@ -564,7 +546,7 @@ class Operations(pyfuse3.Operations):
             mode = inode.mode
             # The times come from the kernel.
             try:
-                await self._files.truncate(inode, 0, privileged=ctx.uid == 0, member=_keeps_setgid(ctx, inode))
+                await self._files.truncate(inode, 0, privileged=ctx.uid == 0, member=keeps_setgid(ctx, inode))
             except BaseException:
                 await self._files.release(self._handles.pop(info.fh))
                 raise
@@ -669,19 +651,3 @@ class Operations(pyfuse3.Operations):
         while self._handles:
             _, handle = self._handles.popitem()
             await self._files.release(handle)
-
-
-def _caller(ctx: RequestContext, inode: Inode) -> Caller:
-    """Who asks for a change to an inode, with all groups if its setgid bit depends on them."""
-    if ctx.uid == 0 or not inode.mode & stat.S_ISGID or ctx.gid == inode.gid:
-        return Caller(ctx.uid, ctx.gid)
-    try:
-        return Caller(ctx.uid, ctx.gid, pyfuse3.get_sup_groups(ctx.pid))
-    except (OSError, RuntimeError):
-        # It has ended, or lives out of sight in a namespace of its own.
-        return Caller(ctx.uid, ctx.gid)
-
-
-def _keeps_setgid(ctx: RequestContext, inode: Inode) -> bool:
-    """Whether the caller may change an inode that has the setgid bit without losing it."""
-    return bool(inode.mode & stat.S_ISGID) and _caller(ctx, inode).belongs_to(inode.gid)

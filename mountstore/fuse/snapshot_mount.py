@@ -7,14 +7,11 @@ that nothing was restored from yet. Inode numbers are those of then. The blobs a
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import pyfuse3
-import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -33,45 +30,30 @@ from pyfuse3 import (
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.refs import read_ref, read_refs
 from mountstore.blobs.tree import BalancedTree
-from mountstore.errors import BlobMissingError, BusyError, MountstoreError, StoreError
-from mountstore.fuse import handshake, mounts, request_loop
+from mountstore.errors import BlobMissingError, StoreError
+from mountstore.fuse import serving
+from mountstore.fuse.answers import CACHE_S, is_shown, statfs_answer
 from mountstore.fuse.errnos import guarded
-from mountstore.fuse.readahead import raise_readahead
+from mountstore.fuse.mount_options import MountOptions
 from mountstore.fuse.snapshots_view import SnapshotsView
 from mountstore.fuse.virtual import Directory, VirtualInodes
-from mountstore.namespace import acl as acls
 from mountstore.namespace.contents import Contents
-from mountstore.namespace.namespace import NAME_MAX
 from mountstore.store.layout import BLOBS_NAME
 
 __all__ = ["serve_snapshot"]
 
-log = logging.getLogger(__name__)
-
-_CACHE_S: Final = 86400.0
 _TOLD_MAX: Final = 10
 """Names of snapshots that an error lists."""
 
 
 async def serve_snapshot(
-    store_path: str,
-    mountpoint: str,
-    name: str,
-    kernel_options: set[str],
-    on_ready: Callable[[], None],
-    *,
-    acl: bool = False,
-    xattr: bool = True,
-    want_handshake: bool = True,
-    busy_poll_us: int | None = 200,
-    quick_wake: bool = True,
+    store_path: str, mountpoint: str, name: str, options: MountOptions, on_ready: Callable[[], None]
 ) -> None:
     """Mount a snapshot, and serve it until it is unmounted, or SIGTERM or SIGINT arrives.
 
     Args:
       store_path: A directory with `blobs/` in it: a store, or a copy of one.
       on_ready: Called once, when requests are being served.
-      busy_poll_us, quick_wake: As of `mountstore.fuse.request_loop`; None: pyfuse3's own loop.
 
     Raises:
       StoreError: There is no such snapshot.
@@ -87,27 +69,22 @@ async def serve_snapshot(
         raise StoreError(f"{store_path}: there is no snapshot {name}; {_those_there(blobs)}") from None
     tree = BalancedTree(blobs)
     contents = Contents(tree, _NoChecksums())
-    view = SnapshotsView(tree, contents, _CACHE_S, alone=True)
-    operations = _Operations(view.top(ref), blobs, acl=acl, xattr=xattr)
-    connection = await handshake.mount(
-        operations, mountpoint, kernel_options, fsname=store_path, want_handshake=want_handshake
-    )
-    try:
-        raise_readahead(connection.device)
-        if busy_poll_us is not None:
-            request_loop.install(busy_poll_us / 1e6, quick_wake=quick_wake)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_end_on_signal, mountpoint)
-            # Serves from its first turn on, which comes before anybody can have been told.
-            nursery.start_soon(_announce, on_ready)
-            await request_loop.serve()
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            request_loop.uninstall()
-            handshake.close(connection)
-            await operations.release_all()
-            contents.close()
+    view = SnapshotsView(tree, contents, CACHE_S, alone=True)
+    operations = _Operations(view.top(ref), blobs, acl=options.acl, xattr=options.xattr)
+    await serving.serve(_ServedSnapshot(operations, contents), mountpoint, options, on_ready, fsname=store_path)
+
+
+class _ServedSnapshot(serving.Served):
+    """Nobody writes, and nothing has to run beside the handlers."""
+
+    def __init__(self, operations: _Operations, contents: Contents) -> None:
+        super().__init__(operations)
+        self._operations = operations
+        self._contents = contents
+
+    async def close(self) -> None:
+        await self._operations.release_all()
+        self._contents.close()
 
 
 def _those_there(blobs: str) -> str:
@@ -123,28 +100,6 @@ class _NoChecksums:
 
     def checksum(self, digest: Digest) -> bytes | None:
         return None
-
-
-async def _announce(on_ready: Callable[[], None]) -> None:
-    await trio.lowlevel.checkpoint()
-    on_ready()
-
-
-async def _end_on_signal(mountpoint: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("%s: unmounting %s", signal.Signals(number).name, mountpoint)
-            try:
-                try:
-                    await trio.to_thread.run_sync(mounts.unmount, mountpoint)
-                except BusyError as exc:
-                    log.warning("%s; detaching it from those who use it", exc)
-                    await trio.to_thread.run_sync(lambda: mounts.unmount(mountpoint, lazy=True))
-                    pyfuse3.terminate()
-            except MountstoreError as exc:
-                log.warning("%s", exc)
-                pyfuse3.terminate()
 
 
 class _Operations(pyfuse3.Operations):
@@ -228,18 +183,12 @@ class _Operations(pyfuse3.Operations):
         return [
             (name, value)
             for name, value in self._nodes.xattrs(inode)
-            if (ctx.uid == 0 or not name.startswith(b"trusted."))
-            and (self.enable_acl or name not in (acls.ACCESS, acls.DEFAULT))
+            if is_shown(name, ctx, acl=self.enable_acl)
         ]
 
     @guarded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        below = os.statvfs(self._blobs)
-        answer = StatvfsData()
-        for field in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail"):
-            setattr(answer, f"f_{field}", getattr(below, f"f_{field}"))
-        answer.f_namemax = NAME_MAX
-        return answer
+        return statfs_answer(os.statvfs(self._blobs))
 
     async def release_all(self) -> None:
         """Close what the kernel left open when the connection ended."""

@@ -89,6 +89,21 @@ def test_a_copy_of_the_blobs_is_enough(make_mount: MountMaker, tmp_path: Path) -
     assert set(os.listdir(tmp_path / "copy")) == names
 
 
+def test_sigterm_takes_it_from_those_who_use_it(make_mount: MountMaker, tmp_path: Path) -> None:
+    mount = make_mount()
+    ask(mount, "snapshot one")
+    alone = Alone(tmp_path / "alone", mount.store, "one")
+    # A directory: closing a file of a mount that is gone is an error.
+    in_use = os.open(alone.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        alone.announce("is in use|detaching")
+        alone.terminate()
+        assert not os.path.ismount(alone.path)
+    finally:
+        os.close(in_use)
+        alone.finish()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
