@@ -11,8 +11,6 @@ size and times of a regular file, so a WRITE does not touch the times here: the 
 from __future__ import annotations
 
 import errno
-import itertools
-import logging
 import os
 import stat
 from collections.abc import Hashable, Sequence
@@ -40,17 +38,15 @@ from mountstore.errors import BlobMissingError, CorruptError, ExistsError, Found
 from mountstore.fuse.answers import CACHE_S, caller_of, is_shown, keeps_setgid, statfs_answer
 from mountstore.fuse.errnos import fuse_error
 from mountstore.fuse.errnos import guarded as _guarded
+from mountstore.fuse.open_files import OpenFiles
+from mountstore.fuse.reserved import ReservedNames
 from mountstore.fuse.versions_view import VersionsView
 from mountstore.fuse.virtual import VIRTUAL, Directory, VirtualInodes
 from mountstore.namespace import acl as acls
-from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.limbo import LIMBO
 from mountstore.namespace.namespace import Caller
-from mountstore.namespace.paths import find_paths
 from mountstore.store import Store
-
-log = logging.getLogger(__name__)
 
 _BLOCK = 4096
 
@@ -64,6 +60,10 @@ class Operations(pyfuse3.Operations):
       show_versions: List it, too.
       control: What the name `control_name` in the root directory stands for, hidden from listings.
       statistics: To be added to.
+
+    Attributes:
+      reserved: Names that stand for something virtual, or hidden.
+      open_files: Those of the store; what is virtual keeps its own.
     """
 
     supports_dot_lookup = True
@@ -86,7 +86,6 @@ class Operations(pyfuse3.Operations):
         self.enable_acl = acl
         # With it the kernel is the authority on sizes and times, which somebody else may change here.
         self.enable_writeback_cache = not store.read_only
-        self._keep_cache = not store.read_only
         self._xattr = xattr
         self._rare = (b"security.", b"system.posix_acl_") if acl else (b"security.",)
         self._store = store
@@ -99,20 +98,19 @@ class Operations(pyfuse3.Operations):
         store.inodes.present = self._present
         self._get = store.namespace.get
         self._cache_s = cache_s
-        # Damage that was logged; bounded by how many inodes are damaged.
-        self._reported: set[tuple[int, str]] = set()
-        self._handles: dict[int, Handle] = {}
-        self._numbers = itertools.count(1)
+        self.open_files = OpenFiles(store)
+        self._open = self.open_files.open
+        self._handles = self.open_files.handles
         self._virtual = VirtualInodes()
         self._versions = VersionsView(store, cache_s)
-        # No name is empty.
-        self._versions_name = versions_name or b""
         self._control = control
-        self._hidden = frozenset({self._versions_name})
-        self._reserved = self._hidden | {LIMBO} | ({control_name} if control is not None else set())
+        self.reserved = ReservedNames(versions_name, control_name if control is not None else None)
+        self._require_real = self.reserved.require_real
+        self._versions_name = self.reserved.versions
+        self._hidden = self.reserved.everywhere
+        self._hidden_in_root = self.reserved.in_root
         self._statistics = statistics or Statistics()
         self._show_versions = show_versions and bool(versions_name)
-        self._shadowed_reported = False
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
         self._absent = EntryAttributes()
         self._absent.st_ino = InodeT(0)
@@ -152,7 +150,7 @@ class Operations(pyfuse3.Operations):
         if (
             parent_inode >= VIRTUAL
             or name == self._versions_name
-            or (parent_inode == ROOT and name in self._reserved)
+            or (parent_inode == ROOT and name in self._hidden_in_root)
         ):
             return await self._lookup_virtual(parent_inode, name)
         view: EntryAttributes | None = self._find_view(parent_inode, name)
@@ -172,33 +170,9 @@ class Operations(pyfuse3.Operations):
         if name != self._versions_name:
             assert self._control is not None
             return self._virtual.present(self._control)
-        if not self._shadowed_reported and self._find(parent, name) is not None:
-            self._report_shadowed(parent, name)
+        if not self.reserved.shadowed_reported and self._find(parent, name) is not None:
+            self.reserved.report_shadowed(parent, name)
         return self._virtual.present(self._versions.of_directory(parent))
-
-    def _report_shadowed(self, parent: int, name: bytes) -> None:
-        """Say once that something in the store has the name of a virtual directory."""
-        if not self._shadowed_reported:
-            self._shadowed_reported = True
-            what = ("version", "versions") if name == self._versions_name else ("control", "control")
-            log.warning(
-                "inode %d has an entry %s, which the %s directory of that name hides;"
-                " mount with %s=OTHERNAME to get at it",
-                parent,
-                os.fsdecode(name),
-                *what,
-            )
-
-    def _require_real(self, parent: int, name: bytes, *, made: bool = False) -> None:
-        """Whatever is virtual is read-only, also for root, and its name is taken."""
-        if parent >= VIRTUAL:
-            raise FUSEError(errno.EROFS)
-        if self.is_reserved(parent, name):
-            raise FUSEError(errno.EEXIST if made else errno.EROFS)
-
-    def is_reserved(self, parent: int, name: bytes) -> bool:
-        """Whether a name in a directory of the store stands for something virtual, or hidden."""
-        return name in self._reserved and (parent == ROOT or name == self._versions_name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:
@@ -344,13 +318,13 @@ class Operations(pyfuse3.Operations):
             await self._virtual.readdir(fh, start_id, token)
             return
         present = self._present
-        hidden = self._reserved if fh == ROOT else self._hidden
+        hidden = self._hidden_in_root if fh == ROOT else self._hidden
         listing = self._namespace.listing(self._get(InodeT(fh)), start_id)
         try:
             for position, name, inode in listing:
                 if name in hidden:
                     if name != LIMBO:
-                        self._report_shadowed(fh, name)
+                        self.reserved.report_shadowed(fh, name)
                     continue
                 if not pyfuse3.readdir_reply(token, FileNameT(name), inode.view or present(inode), position):
                     return
@@ -494,18 +468,6 @@ class Operations(pyfuse3.Operations):
 
     # --- files ---
 
-    def _open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        handle = self._files.open(
-            inode,
-            writable=writable,
-            privileged=ctx.uid == 0,
-            member=writable and keeps_setgid(ctx, inode),
-        )
-        number = next(self._numbers)
-        self._handles[number] = handle
-        return FileInfo(fh=FileHandleT(number), keep_cache=self._keep_cache)
-
     @_guarded
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
@@ -564,17 +526,8 @@ class Operations(pyfuse3.Operations):
             self._statistics.read_bytes += len(data)
             return data
         except (BlobMissingError, CorruptError) as exc:
-            await self._report_damage(inode, exc)
+            await self.open_files.report_damage(inode, exc)
             raise FUSEError(errno.EIO) from None
-
-    async def _report_damage(self, inode: Inode, exc: Exception) -> None:
-        """Say once which blob is bad and which files that makes unreadable."""
-        if (inode.id, str(exc)) in self._reported:
-            return
-        self._reported.add((inode.id, str(exc)))
-        paths = await trio.to_thread.run_sync(find_paths, self._store.catalog.path, inode.id)
-        names = ", ".join(os.fsdecode(path) for path in paths) or f"inode {inode.id}"
-        log.error("%s: %s; reading there answers EIO", names, exc)
 
     @_guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -633,21 +586,7 @@ class Operations(pyfuse3.Operations):
         """The number that the kernel knows something virtual by, see `mountstore.fuse.virtual`."""
         return self._virtual.number_of(key)
 
-    async def find_written(self) -> list[bytes]:
-        """A path, from the mount's root, of every file that somebody has open for writing."""
-        inodes = {handle.inode.id for handle in self._handles.values() if handle.writable}
-        if inodes:
-            # The paths are looked up as of the last commit.
-            self._store.commits.commit()
-        paths = []
-        for inode in inodes:
-            found = await trio.to_thread.run_sync(find_paths, self._store.catalog.path, inode)
-            paths += found[:1]
-        return paths
-
     async def release_all(self) -> None:
         """Close what the kernel left open when the connection ended."""
         await self._virtual.release_all()
-        while self._handles:
-            _, handle = self._handles.popitem()
-            await self._files.release(handle)
+        await self.open_files.release_all()

@@ -113,7 +113,7 @@ class _ServedStore(serving.Served):
         self._control.jobs.stop()
 
     async def find_written(self) -> list[bytes]:
-        return await self._operations.find_written()
+        return await self._operations.open_files.find_written()
 
     async def close(self) -> None:
         await self._services.images.aclose()
