@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
-from enum import IntFlag
 from typing import TYPE_CHECKING
 
-from mountstore.cli.exits import Failure, cause_of, message_of, printable, say
+from mountstore.cli.exits import Exit, Failure, cause_of, message_of, printable, say
+from mountstore.cli.fsck_dialogue import PROGRAM, Code, ask, listed, progress_lines
 from mountstore.cli.options import Parser
+from mountstore.cli.sizes import size
 from mountstore.errors import MountstoreError
 
 if TYPE_CHECKING:
     from mountstore.care.findings import Finding, Report
     from mountstore.care.rehash import Progress
     from mountstore.care.repair import Repair
-
-PROGRAM = "fsck.cas"
 
 USAGE = """fsck.cas [-n | -y | -p | -a] [-f] [--full] [-v] STORE
        fsck.cas --rebuild [--partial] [--snapshot NAME] [-n | -y] [--full] [-v] STORE"""
@@ -32,22 +30,6 @@ Nothing that holds data is deleted: damaged blobs go to STORE/bad, files without
 exit codes (a sum): 0 no errors; 1 errors were repaired; 4 errors are left; 8 the check could not be made;
 16 wrong usage; 32 interrupted
 """
-
-_SHOWN = 100
-"""Findings listed one by one without -v."""
-
-_PROGRESS_EVERY_S = 2.0
-
-
-class Code(IntFlag):
-    """Exit codes of fsck(8)."""
-
-    OK = 0
-    REPAIRED = 1
-    ERRORS_LEFT = 4
-    FAILED = 8
-    USAGE = 16
-    INTERRUPTED = 32
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -84,7 +66,7 @@ def _run(argv: Sequence[str]) -> int:
         if got.verbose:
             print(f"{printable(got.store)}: clean")
         return Code.OK
-    progress = _progress_lines() if got.full and sys.stderr.isatty() else None
+    progress = progress_lines(_progress_line) if got.full and sys.stderr.isatty() else None
     asking = not (got.look or got.yes or got.auto)
     if got.look or (asking and not sys.stdin.isatty()):
         report = check_store(got.store, full=got.full, progress=progress)
@@ -96,8 +78,6 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _usage(message: str) -> Failure:
-    from mountstore.cli.exits import Exit
-
     return Failure(Exit.USAGE, message)
 
 
@@ -116,7 +96,7 @@ def _repair(
     def approve(report: Report) -> bool:
         _show(report, verbose=verbose)
         shown.append(report)
-        return not asking or _ask(len(report.changes(automatic_only=auto)))
+        return not asking or ask(f"Make {_count(len(report.changes(automatic_only=auto)), 'change')}?")
 
     def on_step(words: str) -> None:
         if verbose:
@@ -144,14 +124,6 @@ def _show_repair(repair: Repair, *, verbose: bool) -> int:
     return code | _code_of(repair.after)
 
 
-def _ask(changes: int) -> bool:
-    try:
-        answer = input(f"Make {_count(changes, 'change')}? [y/N] ")
-    except EOFError:
-        return False
-    return answer.strip().lower() in ("y", "yes")
-
-
 def _code_of(report: Report) -> Code:
     return Code.ERRORS_LEFT if report.error_count else Code.OK
 
@@ -159,10 +131,10 @@ def _code_of(report: Report) -> Code:
 def _show(report: Report, *, verbose: bool) -> None:
     path = printable(report.path)
     order = sorted(report.findings, key=lambda finding: not finding.is_error)
-    listed = order if verbose else order[:_SHOWN]
-    for finding in listed:
+    shown = listed(order, verbose=verbose)
+    for finding in shown:
         _show_one(finding)
-    if len(listed) < sum(report.counts.values()):
+    if len(shown) < sum(report.counts.values()):
         for kind, number in report.counts.items():
             print(f"  {number:10d}  {kind}")
     if not report.clean:
@@ -174,8 +146,8 @@ def _show(report: Report, *, verbose: bool) -> None:
         f"{path}: {_count(errors, 'error') if errors else 'no errors'}"
         f"{remarks};"
         f" {_count(got.inodes, 'inode')}, {_count(got.entries, 'name')},"
-        f" {_count(got.blobs, 'blob')} of {_size(got.blob_bytes)}"
-        f" ({_count(got.garbage_blobs, 'blob')} of {_size(got.garbage_bytes)} unused by files and versions);"
+        f" {_count(got.blobs, 'blob')} of {size(got.blob_bytes)}"
+        f" ({_count(got.garbage_blobs, 'blob')} of {size(got.garbage_bytes)} unused by files and versions);"
         f" {got.elapsed_s:.1f} s"
     )
     _show_kept(report.path)
@@ -190,10 +162,10 @@ def _show_kept(store: str) -> None:
     except OSError:
         return
     if kept:
-        size = _size(sum(file.size_bytes for file in kept))
+        kept_bytes = sum(file.size_bytes for file in kept)
         print(
-            f"{printable(store)}: {_count(len(kept), 'file')} of {size} set aside in staging/kept and bad;"
-            " nothing refers to them: see what is of use, then remove them"
+            f"{printable(store)}: {_count(len(kept), 'file')} of {size(kept_bytes)} set aside in staging/kept and"
+            " bad; nothing refers to them: see what is of use, then remove them"
         )
 
 
@@ -205,36 +177,18 @@ def _show_one(finding: Finding) -> None:
         print(f"    -> {printable(finding.change.words)}{asks}")
 
 
-def _progress_lines() -> Callable[[Progress], None]:
-    last = time.monotonic()
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < _PROGRESS_EVERY_S:
-            return
-        last = now
-        rate = progress.done_bytes / max(progress.elapsed_s, 0.001)
-        sys.stderr.write(
-            f"{PROGRAM}: {100 * progress.done_bytes // max(progress.bytes, 1):3d} %"
-            f"  {_size(progress.done_bytes)} of {_size(progress.bytes)}"
-            f"  {progress.done_blobs} of {progress.blobs} blobs"
-            f"  {_size(rate)}/s  {_duration(progress.remaining_s)} left\n"
-        )
-
-    return show
+def _progress_line(progress: Progress) -> str:
+    rate = progress.done_bytes / max(progress.elapsed_s, 0.001)
+    return (
+        f"{100 * progress.done_bytes // max(progress.bytes, 1):3d} %"
+        f"  {size(progress.done_bytes)} of {size(progress.bytes)}"
+        f"  {progress.done_blobs} of {progress.blobs} blobs"
+        f"  {size(rate)}/s  {_duration(progress.remaining_s)} left"
+    )
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
 
 
 def _duration(seconds: float) -> str:

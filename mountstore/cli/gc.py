@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mountstore.cli.exits import Exit, Failure, printable, run_guarded
 from mountstore.cli.options import Parser
+from mountstore.cli.sizes import size
 from mountstore.errors import BusyError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _show(store: str, report: Report) -> None:
     print(
         f"{printable(store)}: {got.blobs} of"
         f" {got.blobs + _staying(report)} blobs"
-        f" {would}collected, {_size(got.bytes)}; {report.versions_kept} old versions kept,"
+        f" {would}collected, {size(got.bytes)}; {report.versions_kept} old versions kept,"
         f" {sum(report.versions_dropped.values())} {would}dropped; {report.elapsed_s:.1f} s"
     )
 
@@ -134,15 +135,7 @@ def _staying(report: Report) -> int:
 
 
 def _tally(tally: Tally) -> str:
-    return f"{tally.blobs:10} blobs {_size(tally.bytes):>12}"
-
-
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
+    return f"{tally.blobs:10} blobs {size(tally.bytes):>12}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

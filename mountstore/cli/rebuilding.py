@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from argparse import Namespace
 
-from mountstore.care.inspection import Candidate, Progress, Survey
+from mountstore.care.inspection import Candidate, Survey
 from mountstore.care.rebuild import Rebuilt, rebuild_store, survey_snapshots
 from mountstore.cli.exits import Exit, Failure, printable, say
+from mountstore.cli.fsck_dialogue import PROGRAM, Code, ask, listed, progress_lines
 from mountstore.cli.stores import time_text, told_of
 from mountstore.errors import StoreError
 from mountstore.store.layout import CATALOG_NAME
-
-PROGRAM = "fsck.cas"
-
-REPAIRED, ERRORS_LEFT = 1, 4
-"""Exit codes of fsck(8)."""
-
-_SHOWN = 100
-_PROGRESS_EVERY_S = 2.0
 
 
 def run(got: Namespace) -> int:
@@ -34,38 +26,30 @@ def run(got: Namespace) -> int:
         raise Failure(Exit.USAGE, "--rebuild replaces the catalog, so it goes with -n or -y, not with -p or -a")
     if not os.path.isdir(got.store):
         raise StoreError(f"{got.store} is not a directory")
-    progress = _progress_lines() if sys.stderr.isatty() else None
+    progress = progress_lines(_progress_line) if sys.stderr.isatty() else None
     choice = {"snapshot": got.snapshot, "full": got.full, "progress": progress}
     replacing = os.path.lexists(os.path.join(got.store, CATALOG_NAME))
     if got.look or (replacing and not got.yes):
         survey = survey_snapshots(got.store, **choice)
         _show_survey(survey, verbose=got.verbose)
         if got.look:
-            return 0 if survey.best is not None else ERRORS_LEFT
+            return Code.OK if survey.best is not None else Code.ERRORS_LEFT
         if survey.best is None and not got.partial:
             say(PROGRAM, "no snapshot is complete; with --partial what is there is recovered")
-            return ERRORS_LEFT
+            return Code.ERRORS_LEFT
         if not sys.stdin.isatty():
             say(PROGRAM, "nothing was changed: there is a catalog, and no terminal to ask at; give -n or -y")
-            return ERRORS_LEFT
-        if not _ask():
-            return ERRORS_LEFT
+            return Code.ERRORS_LEFT
+        if not ask("Replace the catalog (the old one is kept in bad/)?"):
+            return Code.ERRORS_LEFT
     rebuilt = rebuild_store(got.store, partial=got.partial, **choice)
     _show_rebuilt(got.store, rebuilt, verbose=got.verbose)
-    return REPAIRED if rebuilt.taken.complete else REPAIRED | ERRORS_LEFT
-
-
-def _ask() -> bool:
-    try:
-        answer = input("Replace the catalog (the old one is kept in bad/)? [y/N] ")
-    except EOFError:
-        return False
-    return answer.strip().lower() in ("y", "yes")
+    return Code.REPAIRED if rebuilt.taken.complete else Code.REPAIRED | Code.ERRORS_LEFT
 
 
 def _show_survey(survey: Survey, *, verbose: bool) -> None:
     print(f"{survey.blobs} whole blobs, {survey.size_bytes} bytes; {len(survey.damaged)} damaged")
-    for path in _listed(survey.damaged, verbose=verbose):
+    for path in listed(survey.damaged, verbose=verbose):
         print(f"  {printable(path)}")
     for bad in survey.bad_refs:
         print(printable(bad.error))
@@ -79,7 +63,7 @@ def _show_survey(survey: Survey, *, verbose: bool) -> None:
 
 
 def _show_flaws(candidate: Candidate, *, verbose: bool) -> None:
-    shown = _listed([flaw.what for flaw in candidate.flaws], verbose=verbose)
+    shown = listed([flaw.what for flaw in candidate.flaws], verbose=verbose)
     for what in shown:
         print(f"  {printable(what)}")
     if len(shown) < candidate.flaw_count:
@@ -93,24 +77,11 @@ def _show_rebuilt(store: str, rebuilt: Rebuilt, *, verbose: bool) -> None:
         return
     print("what could not be brought back:")
     _show_flaws(rebuilt.taken, verbose=verbose)
-    for line in _listed(rebuilt.mended, verbose=verbose):
+    for line in listed(rebuilt.mended, verbose=verbose):
         print(f"  {printable(line)}")
     print("Files whose content is missing are there, and cannot be read; fsck.cas -n lists their names.")
     print("They are whole again when the missing blobs are copied back, or the same content is written anywhere.")
 
 
-def _listed(lines: list[str] | tuple[str, ...], *, verbose: bool) -> list[str] | tuple[str, ...]:
-    return lines if verbose else lines[:_SHOWN]
-
-
-def _progress_lines() -> Progress:
-    last = time.monotonic()
-
-    def show(words: str, number: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _PROGRESS_EVERY_S:
-            last = now
-            sys.stderr.write(f"{PROGRAM}: {words}: {number}\n")
-
-    return show
+def _progress_line(words: str, number: int) -> str:
+    return f"{words}: {number}"

@@ -147,7 +147,7 @@ def test_what_was_not_foreseen(specimen: Specimen, monkeypatch: pytest.MonkeyPat
 
 def test_progress_on_a_terminal(specimen: Specimen, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("mountstore.cli.fsck._PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("mountstore.cli.fsck_dialogue._PROGRESS_EVERY_S", 0.0)
     assert main(["--full", str(specimen.path)]) == 0
     assert "100 %" in capsys.readouterr().err
 

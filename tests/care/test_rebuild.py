@@ -628,7 +628,7 @@ def test_control_c_leaves_the_store_as_it_was(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("mountstore.cli.rebuilding._progress_lines", lambda: interrupt)
+    monkeypatch.setattr("mountstore.cli.rebuilding.progress_lines", lambda line: interrupt)
     assert fsck(["--rebuild", "-y", str(path)]) == 32
     assert sorted(os.listdir(path)) == before
     assert dump(path / "catalog.db") == source.dumps["second"]
@@ -636,7 +636,7 @@ def test_control_c_leaves_the_store_as_it_was(
 
 def test_progress_on_a_terminal(lost: Lost, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("mountstore.cli.rebuilding._PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("mountstore.cli.fsck_dialogue._PROGRESS_EVERY_S", 0.0)
     assert fsck(["--rebuild", str(lost.path)]) == 1
     assert "fsck.cas: inodes loaded: " in capsys.readouterr().err
 

@@ -14,7 +14,8 @@ from mountstore.cli.casctl.arguments import find_command, make_parser, sorted_wo
 from mountstore.cli.casctl.completion import script
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.casctl.main import all_commands, main
-from mountstore.cli.casctl.rendering import fields, size, table, value
+from mountstore.cli.casctl.rendering import fields, table, value
+from mountstore.cli.sizes import size
 from mountstore.control.answers import encode
 from mountstore.control.command import Argument, Arguments, Command, Kind
 from mountstore.control.context import Context

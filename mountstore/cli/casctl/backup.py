@@ -31,9 +31,10 @@ from mountstore.cli.casctl.destination import Destination
 from mountstore.cli.casctl.exits import PROGRAM, Exit, Failure
 from mountstore.cli.casctl.places import Resolver, find_place, mount_of
 from mountstore.cli.casctl.progress import ProgressBar
-from mountstore.cli.casctl.rendering import number, size, value
+from mountstore.cli.casctl.rendering import number, value
 from mountstore.cli.casctl.rsync import Copied, Rsync
 from mountstore.cli.exits import printable, say
+from mountstore.cli.sizes import size
 from mountstore.control.command import Argument, Kind
 
 _NAMES_SHOWN = 10

@@ -12,20 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mountstore.cli.exits import printable
+from mountstore.cli.sizes import size
 
 _LONG_AGO_S = 1e8
 """Seconds: more than this is a time of day, since nothing lasts for three years."""
 
 _GAP = "  "
-
-
-def size(size_bytes: float) -> str:
-    """A size with its unit, three or four digits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size_bytes) < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
 
 
 def exact_size(size_bytes: int) -> str:

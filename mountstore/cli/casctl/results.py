@@ -14,12 +14,12 @@ from mountstore.cli.casctl.rendering import (
     lines,
     number,
     sentence,
-    size,
     table,
     value,
     without,
 )
 from mountstore.cli.exits import printable
+from mountstore.cli.sizes import size
 
 Result = Mapping[str, Any]
 

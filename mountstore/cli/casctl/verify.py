@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from mountstore.cli.casctl.arguments import OwnCommand, Settings
 from mountstore.cli.casctl.exits import Exit
 from mountstore.cli.casctl.progress import ProgressBar
-from mountstore.cli.casctl.rendering import number, size
+from mountstore.cli.casctl.rendering import number
 from mountstore.cli.exits import printable
+from mountstore.cli.sizes import size
 from mountstore.control.command import Argument, Kind
 
 if TYPE_CHECKING:
