@@ -85,6 +85,7 @@ class Store:
             os.path.join(path, BLOBS_NAME),
             staging=staging,
             dir_limit=self.config.dir_limit,
+            gid=_group_to_give(os.path.join(path, BLOBS_NAME)),
             exclusive=not self.read_only,
         )
         self.trash = Trash(os.path.join(path, TRASH_NAME), self.tree)
@@ -319,3 +320,13 @@ class Store:
     def statvfs(self) -> os.statvfs_result:
         """The file system below."""
         return self.space.statvfs()
+
+
+def _group_to_give(blobs: str) -> int | None:
+    """The group of the blobs; None if what this process makes has it anyway, or cannot be given to it."""
+    try:
+        gid = os.stat(blobs).st_gid
+    except FileNotFoundError:
+        return None
+    may = os.geteuid() == 0 or gid in os.getgroups()
+    return gid if may and gid != os.getegid() else None

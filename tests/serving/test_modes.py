@@ -29,6 +29,20 @@ def test_others_get_nothing_of_a_new_store(tmp_path: Path, before: int | None, a
     assert mode_of(path) == after
 
 
+@pytest.mark.parametrize("mode", [0o750, 0o2750])
+@pytest.mark.trio
+async def test_blobs_have_the_group_of_their_root(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "store"
+    create_store(str(path))
+    blobs = path / "blobs"
+    gid = 4711 if os.geteuid() == 0 else os.getgroups()[-1]  # only root may give files to any group
+    os.chown(blobs, -1, gid)
+    blobs.chmod(mode)
+    async with Store.open(str(path)).running() as store:
+        placed = Path(store.tree.add_bytes(b"content").path)
+    assert [(p.stat().st_gid, mode_of(p)) for p in (placed, placed.parent)] == [(gid, 0o444), (gid, mode)]
+
+
 def test_a_group_that_is_let_in_gets_blobs_only(tmp_path: Path) -> None:
     path = tmp_path / "store"
     create_store(str(path))
