@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mountstore.blobs.clock import now_ns
 from mountstore.namespace.catalog import Catalog, InodeRow
-from mountstore.namespace.inodes import InodeTable, now_ns
+from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.pages import InodeRecord
 
 __all__ = ["Graft", "Twig"]

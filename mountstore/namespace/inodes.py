@@ -18,11 +18,11 @@ the kernel's fs/fuse/inode.c). So no look-up counts are kept: FORGET matters for
 from __future__ import annotations
 
 import stat
-import time
 from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from mountstore.blobs.clock import now_ns
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import StaleError
@@ -47,18 +47,6 @@ _CRASH_GAP = 1 << 20
 """Numbers skipped at each start: a crash may have lost the record of that many handed out."""
 
 _NS_MIN, _NS_MAX = -(1 << 63), (1 << 63) - 1
-
-_CLOCK_REALTIME_COARSE = 5
-"""Of <linux/time.h>; the time module has no name for it."""
-
-
-def now_ns() -> int:
-    """The time to put on an inode: of the clock from which the kernel takes its own.
-
-    That clock ticks every few milliseconds. A file that the kernel stamps at a write must not look older than
-    one that was made before it.
-    """
-    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
 
 class Change:

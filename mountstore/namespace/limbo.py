@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from mountstore.blobs.clock import now_ns
 from mountstore.errors import AbsentError, ExistsError, MisuseError, WantsDirectoryError
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import ROOT, Inode, InodeTable, now_ns
+from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
 from mountstore.namespace.versions import Versions
 

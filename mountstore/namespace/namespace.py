@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Collection, Generator
 from typing import Any, NamedTuple
 
+from mountstore.blobs.clock import now_ns
 from mountstore.errors import (
     AbsentError,
     ExistsError,
@@ -29,7 +30,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import ROOT, TYPE_BITS, Inode, InodeTable, clamp_ns, now_ns
+from mountstore.namespace.inodes import ROOT, TYPE_BITS, Inode, InodeTable, clamp_ns
 from mountstore.namespace.versions import Versions
 
 NAME_MAX = 255

@@ -32,11 +32,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from mountstore.blobs.clock import now_ns
 from mountstore.blobs.content import EMPTY, Content
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.history import Histories, Version
-from mountstore.namespace.inodes import Inode, InodeTable, now_ns
+from mountstore.namespace.inodes import Inode, InodeTable
 
 RETAKEN_S = 60.0
 """An editor that has moved a file away writes the new one within this time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 
+from mountstore.blobs.clock import now_ns
 from mountstore.errors import (
     AttributeTooLargeError,
     ExistsError,
@@ -14,7 +15,7 @@ from mountstore.errors import (
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
-from mountstore.namespace.inodes import Inode, InodeTable, now_ns
+from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.namespace import Namespace
 
 VALUE_MAX = 65536

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mountstore.blobs import clock
 from mountstore.errors import AbsentError, ExistsError, FoundDirectoryError
-from mountstore.namespace import inodes
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.notation import Instant
 from mountstore.namespace.timeline import VersionReader
@@ -33,9 +33,9 @@ async def versions(p: Program, path: bytes) -> list[bytes]:
 
 def now_ns() -> int:
     """The time now, by the clock of the store: later than all before, earlier than all that follows."""
-    ticks = [inodes.now_ns()]
+    ticks = [clock.now_ns()]
     while len(ticks) < 3:
-        if (now := inodes.now_ns()) > ticks[-1]:
+        if (now := clock.now_ns()) > ticks[-1]:
             ticks.append(now)
     return ticks[1]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from mountstore.blobs.clock import now_ns
 from mountstore.errors import AbsentError, ExistsError, MisuseError, NoSpaceError, WantsDirectoryError
-from mountstore.namespace.inodes import ROOT, Inode, now_ns
+from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.notation import Instant
 from namespace.test_versions import CALLER, Program, program
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+from mountstore.blobs.clock import next_tick_ns
 from mountstore.blobs.refs import REFS_NAME
 from mountstore.cli.casctl.arguments import OwnCommand, Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
@@ -97,7 +98,7 @@ class Backup:
         source.snapshot()
         wait = self._teller.stage("waiting for a collection to end")
         source.hold(lambda: wait(0, None))
-        since_s = time.time()
+        before_ns = next_tick_ns()
         refs = refs_of(source.store)
         if not refs:
             raise Failure(
@@ -109,7 +110,7 @@ class Backup:
             # Refs first, or one of them might lack a blob for a while.
             self._copy_refs(refs, "--delete", "--existing", "--ignore-existing")
         copied = self._copy_blobs("--ignore-existing")
-        copied = self._mend(copied, since_s)
+        copied = self._mend(copied, before_ns)
         destination.sync()
         self._copy_refs(refs)
         if self._mirror:
@@ -163,14 +164,14 @@ class Backup:
                     f" {printable(flaw)}; fsck.cas tells which files that concerns",
                 )
 
-    def _mend(self, copied: Copied, since_s: float) -> Copied:
+    def _mend(self, copied: Copied, before_ns: int) -> Copied:
         """Compare, copy again what is not right, and compare that again."""
-        wrong = self._wrong(since_s, None)
+        wrong = self._wrong(before_ns, None)
         if not wrong:
             return copied
         say(PROGRAM, f"{len(wrong)} blobs at {self._destination} are missing or damaged; copying them again")
         again = self._copy_blobs("--ignore-times", names=wrong, title="copying again")
-        wrong = self._wrong(since_s, wrong)
+        wrong = self._wrong(before_ns, wrong)
         if wrong:
             shown = ", ".join(printable(name) for name in wrong[:_NAMES_SHOWN])
             more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
@@ -181,9 +182,9 @@ class Backup:
             )
         return Copied(copied.files + again.files, copied.bytes + again.bytes)
 
-    def _wrong(self, since_s: float, only: Sequence[str] | None) -> list[str]:
+    def _wrong(self, before_ns: int, only: Sequence[str] | None) -> list[str]:
         self._teller.stage("comparing")
-        wrong = missing_blobs(self._rsync, self._blobs, since_s, self._source.keep)
+        wrong = missing_blobs(self._rsync, self._blobs, before_ns, self._source.keep)
         if self._full:
             tell = self._teller.stage("reading the copy")
             damaged = damaged_blobs(self._destination, only, on_progress=tell, beat=self._source.keep)

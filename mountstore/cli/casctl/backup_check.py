@@ -37,21 +37,22 @@ sha256sum --check "$list.sums" 2>/dev/null || :
 """
 
 
-def missing_blobs(rsync: Rsync, source: str, since_s: float, beat: Beat) -> list[str]:
-    """Blobs that were there at a time and are not at the destination, or have another size.
+def missing_blobs(rsync: Rsync, source: str, before_ns: int, beat: Beat) -> list[str]:
+    """Blobs that were there before a time and are not at the destination, or have another size.
 
     Args:
       source: The store's `blobs`.
+      before_ns: From `next_tick_ns`.
 
     Raises: Failure
     """
     missing = []
     for name in rsync.missing("", "--size-only", *BLOB_FILTER, beat=beat):
         try:
-            placed_s = os.stat(os.path.join(source, name)).st_ctime
+            placed_ns = os.stat(os.path.join(source, name)).st_ctime_ns
         except FileNotFoundError:
             continue
-        if placed_s <= since_s:
+        if placed_ns < before_ns:
             missing.append(name)
     return missing
 
