@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from mountstore.blobs.clock import next_tick_ns
+from mountstore.blobs.clock import now_ns
 from mountstore.blobs.refs import REFS_NAME
 from mountstore.cli.casctl.arguments import OwnCommand, Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
@@ -98,7 +98,7 @@ class Backup:
         source.snapshot()
         wait = self._teller.stage("waiting for a collection to end")
         source.hold(lambda: wait(0, None))
-        before_ns = next_tick_ns()
+        before_ns = now_ns()
         refs = refs_of(source.store)
         if not refs:
             raise Failure(

@@ -42,7 +42,7 @@ def missing_blobs(rsync: Rsync, source: str, before_ns: int, beat: Beat) -> list
 
     Args:
       source: The store's `blobs`.
-      before_ns: From `next_tick_ns`.
+      before_ns: By the clock of files (`mountstore.blobs.clock`).
 
     Raises: Failure
     """
