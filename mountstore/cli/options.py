@@ -14,7 +14,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mountstore import __version__
 from mountstore.cli.exits import Exit, Failure
@@ -160,7 +160,8 @@ def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
     Raises:
       Failure: An option is unknown (unless `sloppy`), refused, or has an unusable value.
     """
-    values: dict[str, object] = {}
+    # What the tables say: fields of `MountOptions`, or those in `_OWN`.
+    values: dict[str, Any] = {}
     kernel: set[str] = set()
     unknown: list[str] = []
     for option in (part for text in texts for part in split_options(text)):
@@ -187,12 +188,12 @@ def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
         else:
             raise Failure(Exit.USAGE, f"unknown option {option}{_suggestion(name)}")
     own = {key: values.pop(key) for key in _OWN & values.keys()}
-    mount = MountOptions(**values, kernel=frozenset(kernel))  # type: ignore[arg-type]  # as the tables say
+    mount = MountOptions(**values, kernel=frozenset(kernel))
     if mount.control and mount.versions and mount.control_name == mount.versions_name:
         raise Failure(Exit.USAGE, f"control and versions are both called {mount.control_name}")
     if mount.snapshot is not None and not mount.read_only:
         raise Failure(Exit.USAGE, f"snapshot={mount.snapshot}: a snapshot is mounted read-only; say ro as well")
-    return Choices(mount, **own, unknown=tuple(unknown))  # type: ignore[arg-type]  # as the tables say
+    return Choices(mount, **own, unknown=tuple(unknown))
 
 
 def _parse_value(name: str, value: str) -> tuple[str, object]:

@@ -154,12 +154,13 @@ class Files:
         try:
             await self._sealer.seal(inode)
             return None
-        except Exception:
+        except Exception as exc:
+            # Whatever it was: the bytes are here, and who writes is told by his own call.
+            self._drafts.ask_for_room(exc)
             if type(draft) is not StreamedDraft or inode.draft is not draft:
                 raise
         async with draft.turn:
-            # The seal has taken all that was pending.
-            return await self._contents.in_thread(draft.pread, (), offset, length)
+            return await self._contents.in_thread(draft.pread, offset, length)
 
     # --- writing ---
 

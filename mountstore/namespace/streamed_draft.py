@@ -176,11 +176,14 @@ class StreamedDraft:
         """
         return self._contents(pending, 0, self.size_bytes)
 
-    def pread(self, pending: Iterable[bytes | bytearray], offset: int, length: int) -> bytes:
-        """As `contents`, the bytes from `offset`, fewer than `length` only at its end."""
+    def pread(self, offset: int, length: int) -> bytes:
+        """After a `finish` that failed, and so with nothing pending: bytes, fewer only at the end; blocks.
+
+        Raises: As `contents`.
+        """
         stop = min(offset + length, self.size_bytes)
         found = bytearray(max(stop - offset, 0))
-        for start, data in self._contents(pending, offset, stop):
+        for start, data in self._contents((), offset, stop):
             first, last = max(start, offset), min(start + len(data), stop)
             if first < last:
                 found[first - offset : last - offset] = data[first - start : last - start]

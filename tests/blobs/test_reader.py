@@ -172,20 +172,27 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return cold
 
 
+SHORT_AHEAD = 20_000
+
+
+@pytest.fixture
+def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads of 1000 bytes are long ones, and have `SHORT_AHEAD` bytes fetched ahead."""
+    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", SHORT_AHEAD)
+    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
+
+
+@pytest.mark.usefixtures("short_streams")
 @pytest.mark.parametrize("known", [False, True], ids=["unverified", "verified"])
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_read_in_order_has_the_next_pieces_fetched_once(
     tree: BalancedTree,
     mounted: Mounted,
-    monkeypatch: pytest.MonkeyPatch,
     fetched: list[str],
     cold: list[bool],
     known: bool,
     swapped: bool,
 ) -> None:
-    ahead = 20_000
-    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", ahead)
-    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
     data = noise(1, 200_000)
     sealed = seal(tree, SMALL, BytesSource(data))
     entries = [entry for entry in describe(tree, sealed.content).entries() if entry.digest]
@@ -198,7 +205,7 @@ def test_a_read_in_order_has_the_next_pieces_fetched_once(
         for offset in (start + 1000, start) if swapped else (start, start + 1000):
             assert read.pread(offset, 1000) == data[offset : offset + 1000]
             read_to = max(read_to, offset + 1000)
-            assert all(starts[name] < read_to + ahead for name in fetched)
+            assert all(starts[name] < read_to + SHORT_AHEAD for name in fetched)
             assert read.cold
     # What the first read was at itself before its end is not.
     first_end = 2000 if swapped else 1000
@@ -206,15 +213,13 @@ def test_a_read_in_order_has_the_next_pieces_fetched_once(
     assert fetched == expected
 
 
+@pytest.mark.usefixtures("short_streams")
 def test_what_the_page_cache_has_is_not_fetched_and_not_taken_for_cold(
     tree: BalancedTree,
     mounted: Mounted,
-    monkeypatch: pytest.MonkeyPatch,
     fetched: list[str],
     cold: list[bool],
 ) -> None:
-    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", 20_000)
-    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
     data = noise(1, 200_000)
     read = mounted.open(seal(tree, SMALL, BytesSource(data)).content)
     taken_for_cold = [read.cold]
@@ -228,15 +233,13 @@ def test_what_the_page_cache_has_is_not_fetched_and_not_taken_for_cold(
     assert [*taken_for_cold, read.cold] == [False, True, False]
 
 
+@pytest.mark.usefixtures("short_streams")
 def test_reads_here_and_there_and_small_ones_fetch_nothing_else(
     tree: BalancedTree,
     mounted: Mounted,
-    monkeypatch: pytest.MonkeyPatch,
     fetched: list[str],
     cold: list[bool],
 ) -> None:
-    monkeypatch.setattr(reader_module, "_AHEAD_BYTES", 10_000)
-    monkeypatch.setattr(reader_module, "LONG_BYTES", 1000)
     data = noise(1, 200_000)
     read = mounted.open(seal(tree, SMALL, BytesSource(data)).content)
     for offset in (150_000, 20_000, 90_000, 60_000):
