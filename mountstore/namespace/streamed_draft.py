@@ -5,6 +5,8 @@ Who may change a draft, and when, stands in `draft.py`.
 
 from __future__ import annotations
 
+import mmap
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -15,14 +17,19 @@ from mountstore.blobs.content import Content, Sealed
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.seal import StreamingSeal
 
-PARKED_MAX = 16 << 20
-"""How far ahead of a stream, and how much, bytes may arrive."""
+PARKED_MAX = 64 << 20
+"""How far ahead of a stream, and how much, bytes may arrive. A page that is changed while the kernel writes it
+back comes again only after what else is dirty: 15 to 30 MiB later."""
+
+TAIL_BYTES = mmap.PAGESIZE
+"""So much of the end of a stream may come again."""
 
 
 class StreamedDraft:
     """Bytes that arrive in order, sealed while they arrive.
 
-    What comes a little too early is parked in memory until its turn (the kernel writes back in parallel).
+    What comes a little too early is parked in memory until its turn (the kernel writes back in parallel). What
+    ends amid a page may come again with the rest of that page (the kernel writes back whole pages).
     `feed` and `finish` are called by one worker at a time, on behalf of who holds `turn`; anything else ends the
     stream: it is sealed as it is, and changed as a base.
 
@@ -36,8 +43,10 @@ class StreamedDraft:
 
     __slots__ = (
         "_finishing",
+        "_parked_at",
         "_pending",
         "_stream",
+        "_tail",
         "_waiting",
         "base",
         "claimed",
@@ -59,11 +68,13 @@ class StreamedDraft:
         # The owner appends, a worker takes from the other end.
         self._pending: deque[bytes | bytearray] = deque([head])
         self.end = len(head)
+        self._tail = bytes(head[-TAIL_BYTES:])
         self.fed_bytes = 0
         # Whether `feed` is under way, and who waits until it has come far enough.
         self.feeding = False
         self._waiting: deque[tuple[int, trio.Event]] = deque()
         self.parked: dict[int, bytes] = {}
+        self._parked_at: list[int] = []
         self.parked_bytes = 0
         self.turn = trio.Lock()
         # Whether the last `feed` failed: there are bytes in memory that should be on the disk.
@@ -72,7 +83,10 @@ class StreamedDraft:
 
     @property
     def size_bytes(self) -> int:
-        return max((offset + len(data) for offset, data in self.parked.items()), default=self.end)
+        if not self._parked_at:
+            return self.end
+        last = self._parked_at[-1]
+        return last + len(self.parked[last])
 
     @property
     def allocated_bytes(self) -> int:
@@ -84,28 +98,63 @@ class StreamedDraft:
 
     def write(self, offset: int, data: bytes, room: int = PARKED_MAX) -> bool:
         """Take bytes that continue the stream, or will soon and fit into `room` bytes of memory; False if they
-        do neither, if they are for a place that early bytes have, or if it is ending."""
-        if self._finishing or self._is_parked(offset, offset + len(data)):
+        do neither, if they would change what it has, or if it is ending."""
+        if self._finishing:
+            return False
+        known = self._known(offset, data)
+        if known == len(data):
+            return True
+        if known:
+            offset += known
+            data = data[known:]
+        stop = offset + len(data)
+        if self._parked_below(stop)[1] > offset:
             return False
         if offset == self.end:
             self._append(data)
-            while self.parked and (early := self.parked.pop(self.end, None)) is not None:
-                self.parked_bytes -= len(early)
-                self._append(early)
+            self._append_parked()
             return True
-        far = offset - self.end + len(data) > PARKED_MAX or offset < self.end
+        far = stop - self.end > PARKED_MAX
         if far or self.parked_bytes + len(data) > PARKED_MAX or len(data) > room:
             return False
         self.parked[offset] = data
+        insort(self._parked_at, offset)
         self.parked_bytes += len(data)
         return True
 
-    def _is_parked(self, start: int, stop: int) -> bool:
-        return any(offset < stop and start < offset + len(data) for offset, data in self.parked.items())
+    def _known(self, offset: int, data: bytes) -> int:
+        """How many of these bytes, from the first on, repeat the end of the stream or of what was early."""
+        start, stop = self.end - len(self._tail), self.end
+        had = self._tail
+        if offset >= stop:
+            start, stop = self._parked_below(offset + 1)
+            had = self.parked.get(start, b"")
+        if not start <= offset < stop:
+            return 0
+        repeated = had[offset - start : offset - start + len(data)]
+        return len(repeated) if data.startswith(repeated) else 0
+
+    def _parked_below(self, stop: int) -> tuple[int, int]:
+        """Start and end of the last bytes parked that begin before `stop`; of none, the end of the stream."""
+        index = bisect_left(self._parked_at, stop)
+        if index == 0:
+            return self.end, self.end
+        start = self._parked_at[index - 1]
+        return start, start + len(self.parked[start])
+
+    def _append_parked(self) -> None:
+        taken = 0
+        while taken < len(self._parked_at) and self._parked_at[taken] == self.end:
+            early = self.parked.pop(self.end)
+            self.parked_bytes -= len(early)
+            self._append(early)
+            taken += 1
+        del self._parked_at[:taken]
 
     def _append(self, data: bytes) -> None:
         self._pending.append(data)
         self.end += len(data)
+        self._tail = data[-TAIL_BYTES:] if len(data) >= TAIL_BYTES else (self._tail + data)[-TAIL_BYTES:]
 
     async def wait_fed(self, length: int) -> None:
         """Return when the first `length` bytes are fed, or at the next `wake_next`."""

@@ -26,7 +26,7 @@ from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
 from mountstore.namespace.draft import MemoryDraft
 from mountstore.namespace.staged_draft import StagedDraft
-from mountstore.namespace.streamed_draft import PARKED_MAX, StreamedDraft
+from mountstore.namespace.streamed_draft import PARKED_MAX, TAIL_BYTES, StreamedDraft
 
 SIZES = st.integers(0, 300)
 WRITES = st.tuples(st.just("write"), SIZES, st.binary(min_size=1, max_size=100))
@@ -193,16 +193,23 @@ def test_a_stream_takes_bytes_a_little_out_of_order(
     # Each part is at most a few places off.
     parts = [part for _, part in sorted(enumerate(parts), key=lambda pair: pair[0] + choice.randrange(4))]
     for offset, data in parts:
-        assert draft.write(offset, data)
+        # A page that was not full comes again with what was added to it.
+        again = choice.randrange(min(draft.end, TAIL_BYTES) + 1) if offset == draft.end else 0
+        assert draft.write(offset - again, bytes(whole[offset - again : offset]) + data)
         if choice.random() < 0.3:
             draft.feed(choice.choice([1, len(whole) + 1]), draft.note_fed)
     assert draft.parked == {}
     assert draft.size_bytes == len(whole)
     sealed = draft.finish(draft.take_pending())
     assert sealed.content.size_bytes == len(whole)
-    if whole:
-        reader = ContentReader(tree, sealed.content, None, VerifiedBlobs(), DescriptorCache())
-        assert reader.pread(0, len(whole)) == whole
+    assert read(tree, sealed.content) == whole
+
+
+def read(tree: BalancedTree, content: Content) -> bytes:
+    if not content.size_bytes:
+        return b""
+    reader = ContentReader(tree, content, None, VerifiedBlobs(), DescriptorCache())
+    return reader.pread(0, content.size_bytes)
 
 
 def test_feeding_ends_where_it_was_told_to_and_goes_on_there(tmp_path: Path) -> None:
@@ -290,8 +297,39 @@ def test_a_stream_refuses_what_does_not_continue_it(tmp_path: Path) -> None:
     assert not draft.write(10 + PARKED_MAX, b"far")
     assert draft.write(20, b"early")
     assert not draft.write(20, b"again")
+    assert not draft.write(15, b"over what is early")
     assert draft.parked == {20: b"early"}
     assert draft.size_bytes == 25
     assert draft.write(10, b"abcdefghij")
     assert (draft.parked, draft.end) == ({}, 25)
     draft.finish(draft.take_pending())
+
+
+def test_a_stream_takes_its_last_page_again_with_more(tmp_path: Path) -> None:
+    """As the kernel sends it when a program writes on in the middle of a page."""
+    tree = BalancedTree(str(tmp_path / "blobs"))
+    draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(b"0123456789"))
+    assert draft.write(8, b"89ab")
+    assert draft.write(12, b"cdef")
+    assert draft.write(6, b"6789abcdefgh"), "reaching over several writes"
+    assert draft.write(16, b"gh"), "nothing new"
+    assert not draft.write(16, b"gHij"), "changed"
+    assert (draft.end, draft.pending_bytes) == (18, 18)
+    assert draft.write(20, b"klm")
+    assert draft.write(20, b"klmnop"), "also what was early"
+    assert not draft.write(20, b"klmnoP")
+    assert (draft.size_bytes, draft.parked_bytes) == (26, 6)
+    assert draft.write(16, b"ghij")
+    assert (draft.size_bytes, draft.parked, draft.parked_bytes, draft.end) == (26, {}, 0, 26)
+    assert read(tree, draft.finish(draft.take_pending()).content) == b"0123456789abcdefghijklmnop"
+
+
+def test_the_end_of_a_stream_may_be_repeated_for_one_page(tmp_path: Path) -> None:
+    tree = BalancedTree(str(tmp_path / "blobs"))
+    data = random.Random(1).randbytes(3 * TAIL_BYTES)
+    draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(data[:TAIL_BYTES]))
+    for start in range(TAIL_BYTES, 2 * TAIL_BYTES, 100):
+        assert draft.write(start, data[start : min(start + 100, 2 * TAIL_BYTES)])
+    assert not draft.write(TAIL_BYTES - 1, data[TAIL_BYTES - 1 :])
+    assert draft.write(TAIL_BYTES, data[TAIL_BYTES:])
+    assert read(tree, draft.finish(draft.take_pending()).content) == data
