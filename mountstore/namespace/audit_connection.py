@@ -11,6 +11,7 @@ KeyboardInterrupt, which also ends a long statement.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -176,7 +177,7 @@ class AuditConnection:
         finally:
             model.close()
         found = dict(self._rows(query))
-        return [name for name, sql in wanted.items() if found.get(name) != sql]
+        return [name for name, sql in wanted.items() if _bare(found.get(name, "")) != _bare(sql)]
 
     def rebuild_indexes(self) -> None:
         self._run("REINDEX main.orphan")
@@ -191,6 +192,11 @@ class AuditConnection:
     def count(self, table: str) -> int:
         assert table in ("inode", "entry", "blob", "draft", "unsynced")
         return int(self._value(f"SELECT count(*) FROM main.{table}"))
+
+
+def _bare(sql: str) -> str:
+    """A statement without comments, which are as they were when the store was made."""
+    return " ".join(re.sub("--.*", "", sql).split())
 
 
 def _has_wal(path: str) -> bool:
