@@ -5,15 +5,13 @@ from __future__ import annotations
 import stat
 from functools import partial
 
-import msgspec
-
 from mountstore.care.findings import Change, Findings, Kind
 from mountstore.care.premises import Premises
+from mountstore.errors import CorruptError
 from mountstore.namespace.audit import Audit, DraftFacts
+from mountstore.namespace.draft_record import decode, dirty_ranges
 from mountstore.namespace.drafts import inode_of_draft
 from mountstore.namespace.inodes import TYPE_BITS
-
-_Ranges = list[tuple[int, int]]
 
 
 def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
@@ -60,8 +58,8 @@ def _flaw(draft: DraftFacts, names: set[str]) -> str | None:
     if draft.size < 0 or draft.base_limit < 0:
         return "has an impossible size"
     try:
-        ranges = msgspec.msgpack.decode(draft.dirty, type=_Ranges)
-    except msgspec.MsgspecError:
+        ranges = dirty_ranges(decode(draft.dirty))
+    except CorruptError:
         return "has an unreadable list of extents"
     last = 0
     for start, end in ranges:

@@ -22,10 +22,11 @@ from mountstore.errors import CorruptError, MisuseError, StaleError
 from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft
+from mountstore.namespace.draft_record import closed, flushed, promised, resized
 from mountstore.namespace.inodes import Change, Inode, InodeTable
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
-from mountstore.namespace.staged_draft import StagedDraft, resized
+from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 
 log = logging.getLogger(__name__)
@@ -283,18 +284,21 @@ class Drafts:
 
     def note_replaced(self, inode: Inode) -> None:
         """The inode's draft is about to become its content: note what that replaces."""
-        draft = inode.draft
-        recorded = type(draft) is StagedDraft and draft.recorded
-        row = self._catalog.get_draft(inode.id) if recorded else None
-        self._replaced.note(inode.id, inode.content, inode.allocated, row)
+        self._replaced.note(inode.id, inode.content, inode.allocated, self._promised(inode))
 
     def note_taken_over(self, inode: Inode, replaced: Inode) -> None:
         """A file took the name of another by a rename: note what the name stood for."""
         if inode.is_regular and replaced.is_regular:
-            row = self._catalog.get_draft(replaced.id) if replaced.draft is not None else None
+            row = self._promised(replaced)
             self._replaced.inherit(
                 inode.id, replaced.id, replaced.content, replaced.allocated, row, still_open=inode.writers > 0
             )
+
+    def _promised(self, inode: Inode) -> DraftRow | None:
+        """What survives power loss of an inode's draft."""
+        draft = inode.draft
+        row = self._catalog.get_draft(inode.id) if type(draft) is StagedDraft and draft.recorded else None
+        return promised(row) if row is not None else None
 
     def settled(self, inode: Inode) -> None:
         """The content of a file, or its recorded draft, is what its writers wanted, as far as they said so."""
@@ -307,16 +311,38 @@ class Drafts:
 
     # --- surviving a crash ---
 
-    def record(self, inode: Inode, draft: StagedDraft, row: DraftRow | None = None) -> None:
-        """Have the catalog remember a staged draft, as it is now or as it was when `row` was taken."""
+    def record(self, inode: Inode, draft: StagedDraft, row: DraftRow) -> None:
+        """Have the catalog remember a staged draft as it was when `row` was taken; it has been flushed since."""
+        if draft.recorded_closed:
+            now = self._catalog.get_draft(inode.id)
+            draft.recorded_closed = row != draft.to_row(inode.id)
+            if draft.recorded_closed and now is not None:
+                row = flushed(now, row)
         draft.recorded = True
-        self._catalog.put_draft(row or draft.to_row(inode.id))
+        self._catalog.put_draft(row)
 
-    def record_size(self, inode: Inode, size: int) -> None:
+    async def record_closed(self, inode: Inode, draft: StagedDraft) -> None:
+        """Have the catalog remember a staged draft, which nobody changes meanwhile, until it is sealed: in case
+        the process dies first. Nothing is flushed.
+
+        Raises: OSError, CorruptError: The staging file cannot be read.
+        """
+        if draft.recorded_closed:
+            return
+        sums = await self._contents.in_thread(draft.sums)
+        before = self._catalog.get_draft(inode.id) if draft.recorded else None
+        self._catalog.put_draft(closed(draft.to_row(inode.id), sums, before))
+        draft.recorded = draft.recorded_closed = True
+
+    def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:
         """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""
         row = self._catalog.get_draft(inode.id)
-        if row is not None:
-            self._catalog.put_draft(resized(row, size))
+        kept = resized(row, size) if row is not None else None
+        if kept is not None:
+            self._catalog.put_draft(kept)
+        else:
+            self._catalog.delete_draft(inode.id)
+            draft.recorded = False
 
     def placed(self, draft: StreamedDraft, length: int) -> None:
         """So many bytes of a stream have found their place on the disk."""

@@ -328,7 +328,7 @@ class Files:
         if type(draft) is StagedDraft:
             draft.truncate(size)
             if draft.recorded:
-                self._drafts.record_size(inode, size)
+                self._drafts.record_size(inode, draft, size)
         inode.size = size
         inode.view = None
         if inode.writers == 0 and inode.nlink > 0:
@@ -400,12 +400,18 @@ class Files:
         """Have what stays open for writing survive a crash as far as it has arrived; called now and then.
 
         Only what was open and changed at the call before, too: most files are closed by then. A stream that is
-        growing fast is left alone, since a file that is being copied is worth nothing before its end.
+        growing fast is left alone, since a file that is being copied is worth nothing before its end. What was
+        closed and takes so long to be sealed is kept in its staging file.
         """
         lasting, self._lasting = self._lasting, {}
         for inode in list(self._drafts.inodes):
             draft = inode.draft
-            if draft is None or inode.writers == 0 or inode.nlink == 0 or inode.busy is not None:
+            if draft is None or inode.nlink == 0:
+                continue
+            if inode.writers > 0:
+                if inode.busy is not None:
+                    continue
+            elif type(draft) is not StagedDraft or inode.busy is None or not draft.recorded_closed:
                 continue
             size = draft.size_bytes
             self._lasting[inode.id] = size

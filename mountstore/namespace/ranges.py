@@ -58,6 +58,19 @@ class RangeSet:
             start = stop
             index += 1
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether any byte of `[start, end)` is in the set."""
+        return any(included for _, _, included in self.split(start, end))
+
+    def includes(self, start: int, end: int) -> bool:
+        """Whether all of `[start, end)` is in the set."""
+        return all(included for _, _, included in self.split(start, end))
+
+    @property
+    def end(self) -> int:
+        """Behind the last byte; 0 if there is none."""
+        return self._ends[-1] if self._ends else 0
+
     def gaps(self, shorter_than: int, leave: int) -> list[tuple[int, int]]:
         """The shortest gaps between ranges, sorted, without which `leave` ranges would remain; only those that are
         `shorter_than` so many bytes."""

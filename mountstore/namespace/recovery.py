@@ -9,6 +9,9 @@ A small blob that an fsync promised is in the catalog's journal, and is placed a
 for before (see `mountstore.namespace.replaced`). If there is nothing to go back to, it was made within the
 last interval and never flushed: it stays as it is and its reads fail, until the same content is written again.
 The damaged blobs are moved aside, so that this puts whole ones in their place.
+
+A draft that had been closed and was still being sealed is taken up as it was if its staging file is whole (see
+`mountstore.namespace.draft_record`), else as it had been flushed.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import check_open_blob, read_blob
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.draft_record import Closed, decode, is_whole, promised
 from mountstore.namespace.replaced import Previous, from_row
 
 log = logging.getLogger(__name__)
@@ -47,14 +51,22 @@ class Recovered(NamedTuple):
 
 
 def recover_contents(
-    catalog: Catalog, tree: BalancedTree, *, aside: str, cold: bool, candidates: Candidates | None = None
+    catalog: Catalog,
+    tree: BalancedTree,
+    *,
+    staging: str,
+    aside: str,
+    cold: bool,
+    candidates: Candidates | None = None,
 ) -> Recovered:
-    """Check the blobs listed as unsynced, and mend the inodes whose content has a damaged one.
+    """Check the blobs listed as unsynced and the drafts that were being sealed, and mend the inodes whose content
+    has a damaged one.
 
     Everything is in the catalog's open transaction, except that damaged blobs are moved to the directory
     `aside`; doing it again after another crash comes to the same. Before inodes are in memory.
 
     Args:
+      staging: The directory of staging files.
       cold: What lies in the page cache is not to be believed: a flush of it failed.
       candidates: What an inode may go back to; default: what `catalog.previous` has of it.
 
@@ -65,7 +77,8 @@ def recover_contents(
     damaged = _find_damaged(catalog, tree, unsynced, cold=cold)
     damaged -= _restore_journaled(catalog, tree, damaged)
     notes = {row[0]: from_row(row) for row in catalog.previous()}
-    affected = {inode for inode, note in notes.items() if note.open}
+    closed = _settle_closed_drafts(catalog, staging, cold=cold)
+    affected = {inode for inode, note in notes.items() if note.open} - closed
     if not damaged and not affected:
         return Recovered(len(unsynced), frozenset(), [], [])
     if candidates is None:
@@ -99,6 +112,32 @@ def recover_contents(
         _move_aside(tree, digest, aside)
         catalog.delete_blob(digest)
     return Recovered(len(unsynced), damaged, restored, lost)
+
+
+def _settle_closed_drafts(catalog: Catalog, staging: str, *, cold: bool) -> set[int]:
+    """Have the catalog record of drafts that were closed only what is there; returns the inodes of those that are
+    whole."""
+    whole = set()
+    for row in catalog.drafts():
+        try:
+            record = decode(row.dirty)
+        except CorruptError:
+            # Reported when the drafts are brought back.
+            continue
+        if not isinstance(record, Closed):
+            continue
+        try:
+            if is_whole(row, record, staging, cold=cold):
+                whole.add(row.inode)
+                continue
+        except OSError as exc:
+            log.error("%s: a draft cannot be read: %s", row.staging, exc)
+        kept = promised(row)
+        if kept is not None:
+            catalog.put_draft(kept)
+        else:
+            catalog.delete_draft(row.inode)
+    return whole
 
 
 def _find_damaged(

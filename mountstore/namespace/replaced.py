@@ -72,8 +72,13 @@ class Replaced:
 
     def load(self) -> list[str]:
         """At start: take up the notes that a crash left. Returns the staging files in them."""
-        self._since = {row[0]: from_row(row) for row in self._catalog.previous()}
-        return [note.draft.staging for note in self._since.values() if note.draft is not None]
+        notes = {row[0]: from_row(row) for row in self._catalog.previous()}
+        self._since = {inode: note for inode, note in notes.items() if not note.open}
+        # Recovery leaves those of files that had been closed, and whose seal the crash interrupted.
+        self._open = {
+            inode: _OpenNote(note, time.monotonic(), None) for inode, note in notes.items() if note.open
+        }
+        return [note.draft.staging for note in notes.values() if note.draft is not None]
 
     @property
     def has_changes(self) -> bool:

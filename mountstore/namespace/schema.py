@@ -109,12 +109,12 @@ CREATE TABLE previous (              -- what an inode stood for at the last hard
     open       INTEGER NOT NULL      -- the newer content is not whole before its writer closes the file
 ) STRICT;
 
-CREATE TABLE draft (                 -- staging files whose content an fsync has promised
+CREATE TABLE draft (                 -- staging files whose content an fsync or a close has promised
     inode      INTEGER PRIMARY KEY,
     staging    TEXT NOT NULL,
     size       INTEGER NOT NULL,
     base_limit INTEGER NOT NULL,
-    dirty      BLOB NOT NULL         -- msgpack: sorted [start, end] pairs
+    dirty      BLOB NOT NULL         -- see mountstore.namespace.draft_record
 ) STRICT;
 
 CREATE TABLE stale (                 -- what changed since the last snapshot: see mountstore.namespace.stale

@@ -26,6 +26,10 @@ INLINE_WRITE_MAX = 128 << 10
 to a worker and back."""
 
 
+_LONG_SEAL_BYTES = 32 << 20
+"""Sealing a draft of so much takes a quarter second and more, in which the process may die."""
+
+
 class Sealer:
     """Seals the drafts of one store."""
 
@@ -69,7 +73,7 @@ class Sealer:
                 if type(draft) is StreamedDraft and draft.parked:
                     # Before the stream ends: if there is no room for them, everything is as before.
                     parked = await self._contents.in_thread(self._drafts.stage_parked, inode, draft)
-                sealed = await self._seal_in_thread(draft)
+                sealed = await self._seal_in_thread(inode, draft)
             except BaseException:
                 self._ledger.suspect = True
                 if parked is not None:
@@ -95,7 +99,7 @@ class Sealer:
             inode.change = change
             self._drafts.lay_over(inode, parked, claimed)
 
-    async def _seal_in_thread(self, draft: Draft) -> Sealed:
+    async def _seal_in_thread(self, inode: Inode, draft: Draft) -> Sealed:
         in_thread = self._contents.in_thread
         if type(draft) is MemoryDraft:
             return await in_thread(self._seal_memory, draft.data)
@@ -107,6 +111,8 @@ class Sealer:
                     return await in_thread(draft.finish, draft.take_pending())
         assert type(draft) is StagedDraft
         await draft.wait_quiet()
+        if inode.writers == 0 and draft.dirty.total() >= _LONG_SEAL_BYTES:
+            await self._drafts.record_closed(inode, draft)
         return await in_thread(self._seal_staged, draft)
 
     def _seal_memory(self, data: bytearray) -> Sealed:
@@ -218,7 +224,7 @@ class Sealer:
                 draft = staged
             if type(draft) is StagedDraft:
                 await self._contents.in_thread(draft.flush)
-                self._drafts.record(inode, draft)
+                self._drafts.record(inode, draft, draft.to_row(inode.id))
         except Exception as exc:
             failures.append(exc)
 

@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import msgspec
 import trio
 
 from mountstore.blobs.content import Content
 from mountstore.blobs.flush import fsync, fsync_path
 from mountstore.errors import CorruptError
+from mountstore.namespace.arrivals import Arrivals
 from mountstore.namespace.catalog import DraftRow
+from mountstore.namespace.draft_record import Ranges, Sum, decode, dirty_ranges, encode, sums_of
 from mountstore.namespace.ranges import RangeSet
 
 SCATTERED_MAX = 8192
@@ -38,8 +39,6 @@ SPARED = 16
 sealing sets those of drafts free."""
 
 _DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-
-_Ranges = list[tuple[int, int]]
 
 Stretch = tuple[int, int, bool]
 """Start and end of bytes, and whether they lie in the staging file."""
@@ -66,6 +65,7 @@ class StagedDraft:
     """
 
     __slots__ = (
+        "_arrivals",
         "_closed",
         "_fd",
         "_named",
@@ -81,6 +81,7 @@ class StagedDraft:
         "file_claimed",
         "path",
         "recorded",
+        "recorded_closed",
         "size_bytes",
     )
 
@@ -99,6 +100,10 @@ class StagedDraft:
         self.claimed = 0
         self.file_claimed = False
         self.recorded = False
+        # The record has the draft as it is now, not flushed.
+        self.recorded_closed = False
+        # What was written to the file, whether or not it was marked.
+        self._arrivals = Arrivals()
         # Its name survives power loss.
         self._named = False
         # Writes under way in workers, and what to set when there are none left.
@@ -121,6 +126,7 @@ class StagedDraft:
 
     def mark(self, offset: int, length: int) -> None:
         """Take `[offset, offset + length)`, which `put` has written, as part of the draft."""
+        self.recorded_closed = False
         self.dirty.add(offset, offset + length)
         if offset + length > self.size_bytes:
             self.size_bytes = offset + length
@@ -128,10 +134,16 @@ class StagedDraft:
     def put(self, offset: int, data: bytes | bytearray) -> None:
         """Write bytes to the staging file, to be followed by `mark`; any thread."""
         view = memoryview(data)
-        while view:
-            written = os.pwrite(self._fd, view, offset)
-            offset += written
-            view = view[written:]
+        at = offset
+        try:
+            while view:
+                written = os.pwrite(self._fd, view, at)
+                at += written
+                view = view[written:]
+        except BaseException:
+            self._arrivals.spoil(offset, offset + len(data))
+            raise
+        self._arrivals.note(offset, data)
 
     @contextmanager
     def put_begun(self) -> Iterator[None]:
@@ -151,8 +163,10 @@ class StagedDraft:
             await self._quiet.wait()
 
     def truncate(self, size: int) -> None:
+        self.recorded_closed = False
         if size < self.size_bytes:
             self.dirty.truncate(size)
+            self._arrivals.spoil(size)
             self.base_limit = min(self.base_limit, size)
             # Only to give the room back, by invariant 3; but not while a worker reads there.
             if not self._users:
@@ -218,7 +232,7 @@ class StagedDraft:
                 ranges.add(start, min(end, self.base_limit))
         return iter(ranges)
 
-    def dirty_ranges(self) -> _Ranges:
+    def dirty_ranges(self) -> Ranges:
         """What may differ from the base, within the new size, sorted: for a seal that re-cuts only there."""
         ranges = RangeSet(self.dirty)
         if self.base_limit < self.base.size_bytes:
@@ -256,9 +270,20 @@ class StagedDraft:
         self.dirty = filled
 
     def to_row(self, inode: int) -> DraftRow:
-        """What the catalog has to remember for `from_row` to bring this draft back."""
-        dirty = msgspec.msgpack.encode(list(self.dirty))
-        return DraftRow(inode, os.path.basename(self.path), self.size_bytes, self.base_limit, dirty)
+        """What the catalog has to remember of a draft that was flushed for `from_row` to bring it back."""
+        return DraftRow(
+            inode, os.path.basename(self.path), self.size_bytes, self.base_limit, encode(self.dirty)
+        )
+
+    def sums(self) -> list[Sum]:
+        """Checksums of all dirty bytes; blocks, in a worker, while nobody changes the draft.
+
+        Raises: OSError, CorruptError: The staging file cannot be read.
+        """
+        known = [
+            arrival for arrival in self._arrivals.known() if self.dirty.includes(arrival[0], arrival[1])
+        ]
+        return sums_of(self.dirty, known, self._staged)
 
     @classmethod
     def from_row(cls, row: DraftRow, staging: str, base: Content, reader: BaseReader | None) -> StagedDraft:
@@ -269,9 +294,9 @@ class StagedDraft:
         """
         path = os.path.join(staging, row.staging)
         try:
-            ranges = msgspec.msgpack.decode(row.dirty, type=_Ranges)
+            ranges = dirty_ranges(decode(row.dirty))
             length = os.stat(path).st_size
-        except (msgspec.MsgspecError, FileNotFoundError) as exc:
+        except (CorruptError, FileNotFoundError) as exc:
             raise CorruptError(f"{path}: the recorded draft cannot be brought back: {exc}") from exc
         draft = cls(path, base, reader)
         draft.dirty = RangeSet(ranges)
@@ -300,15 +325,6 @@ class StagedDraft:
             os.unlink(self.path)
         except FileNotFoundError:
             pass
-
-
-def resized(row: DraftRow, size: int) -> DraftRow:
-    """The record of a draft after a truncation to `size`."""
-    dirty = RangeSet(msgspec.msgpack.decode(row.dirty, type=_Ranges))
-    dirty.truncate(size)
-    return row._replace(
-        size=size, base_limit=min(row.base_limit, size), dirty=msgspec.msgpack.encode(list(dirty))
-    )
 
 
 def open_sparingly(path: str, mode: int) -> int:

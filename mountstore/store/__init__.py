@@ -233,7 +233,11 @@ class Store:
         recovered = None
         if not clean:
             recovered = recover_contents(
-                self.catalog, self.tree, aside=os.path.join(self.path, BAD_NAME), cold=doubt
+                self.catalog,
+                self.tree,
+                staging=os.path.join(self.path, STAGING_NAME),
+                aside=os.path.join(self.path, BAD_NAME),
+                cold=doubt,
             )
         orphans = self.inodes.remove_orphans()
         drafts = self.drafts.restore()

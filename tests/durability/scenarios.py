@@ -25,6 +25,7 @@ from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.replaced import Replaced
+from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.store import Store
 
 PIECE_MAX = 64 << 10
@@ -203,9 +204,55 @@ async def stream(actor: Actor) -> None:
     await actor.close(handle)
 
 
+async def close_large(actor: Actor) -> None:
+    """Files in staging that were closed and committed, but are not sealed yet."""
+    await actor.write("over", 1, 5000, sync=True)
+    handle = actor.open("new")
+    # Open, and so without a seal: the name has the old content until the new is whole.
+    actor.may("over", (7, 150_000))
+    actor.may("new", None)
+    actor.store.namespace.rename(ROOT, b"new", ROOT, b"over")
+    await _put_backwards(actor, handle, 150_000)
+    await _close_slowly(actor, handle)
+
+    await actor.write("grown", 7, 100_000, sync=True)
+    handle = actor.open("grown")
+    for first, length in ((100_000, 150_000), (150_000, 200_000)):
+        actor.may("grown", (7, length))
+        await _put_backwards(actor, handle, length, first)
+        await actor.sync(handle)
+        actor.must("grown")
+    actor.may("grown", (7, 260_000))
+    await _put_backwards(actor, handle, 260_000, 200_000)
+    await _close_slowly(actor, handle)
+
+    handle = actor.open("fresh")
+    actor.may("fresh", (7, 150_000))
+    await _put_backwards(actor, handle, 150_000)
+    await _close_slowly(actor, handle)
+    await actor.sync_directory()
+
+
+async def _put_backwards(actor: Actor, handle: Handle, length: int, first: int = 0) -> None:
+    middle = (first + length) // 2
+    for start, end in ((middle, length), (first, middle)):
+        await actor.put(handle, content_of(7, end)[start:], offset=start)
+
+
+async def _close_slowly(actor: Actor, handle: Handle) -> None:
+    """What a mount commits before it has sealed a large file."""
+    draft = handle.inode.draft
+    assert isinstance(draft, StagedDraft)
+    await actor.store.drafts.record_closed(handle.inode, draft)
+    # This flushes the catalog, and nothing of what is in staging.
+    await actor.write("other", handle.inode.id, 50, sync=True)
+    await actor.close(handle)
+    actor.store.commits.commit()
+
+
 SCENARIOS: dict[str, Callable[[Actor], Awaitable[None]]] = {
     scenario.__name__.replace("_", "-"): scenario
-    for scenario in (create_and_fsync, overwrite, rename_over, append, unlink, stay_open, stream)
+    for scenario in (create_and_fsync, overwrite, rename_over, append, unlink, stay_open, stream, close_large)
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import sqlite3
 import time
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_files_that_stay_open_lose_no_more_than_what_came_last(make_mount: Mount
     finally:
         for fd in open_files.values():
             os.close(fd)
+
+
+def test_a_large_file_that_came_out_of_order_survives_while_it_is_sealed(mount: LiveMount) -> None:
+    """Promise 3: the daemon dies while it is cutting and hashing what was closed."""
+    size = 160 << 20
+    data = os.urandom(size)
+    fd = os.open(mount.path / "large", os.O_RDWR | os.O_CREAT, 0o644)
+    # So far ahead of the rest that it goes to a staging file.
+    os.pwrite(fd, data[-(1 << 20) :], size - (1 << 20))
+    write_back(fd)
+    for offset in range(0, size, 100_000):
+        os.pwrite(fd, data[offset : offset + 100_000], offset)
+    os.close(fd)
+    catalog = sqlite3.connect(f"file:{mount.store}/catalog.db?mode=ro", uri=True)
+    while not catalog.execute("SELECT count(*) FROM draft").fetchone()[0]:
+        assert not catalog.execute("SELECT size FROM inode WHERE size = ?", (size,)).fetchone(), "sealed too soon"
+    catalog.close()
+    mount.kill()
+    mount.start()
+    assert "1 drafts brought back" in mount.log.read_text()
+    assert (mount.path / "large").read_bytes() == data
+    mount.remount()
+    assert (mount.path / "large").read_bytes() == data
+    assert not list((mount.store / "staging").glob("draft-*"))
 
 
 def test_a_draft_of_a_removed_file_is_not_kept_after_a_crash(mount: LiveMount) -> None:
