@@ -23,6 +23,7 @@ force. The private parts this relies on, and the measurements: docs/request-loop
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -254,7 +255,7 @@ async def serve(min_tasks: int = 1, max_tasks: int = 64) -> None:
       max_tasks: How many requests may be under way at a time. Tasks are made as they are needed.
     """
     if _installed is None:
-        await pyfuse3.main(min_tasks, max_tasks)
+        await _serve(min_tasks, max_tasks)
         return
     descriptor = _session_descriptor()
     if descriptor is None:
@@ -262,9 +263,24 @@ async def serve(min_tasks: int = 1, max_tasks: int = 64) -> None:
     else:
         _installed.start(descriptor)
     try:
-        await pyfuse3.main(min_tasks, max_tasks)
+        await _serve(min_tasks, max_tasks)
     finally:
         _installed.stop()
+
+
+async def _serve(min_tasks: int, max_tasks: int) -> None:
+    try:
+        await pyfuse3.main(min_tasks, max_tasks)
+    except* OSError as group:
+        # The end of a connection is ENODEV, which libfuse knows. But whoever was just taking a request out of its
+        # queue (the RELEASE of a file, which an unmount overtakes) gets this: fuse_dev_do_read in the kernel.
+        others = group.split(_is_abort)[1]
+        if others is not None:
+            raise others from None
+
+
+def _is_abort(exc: BaseException) -> bool:
+    return isinstance(exc, OSError) and exc.errno == errno.ECONNABORTED
 
 
 def _misfit() -> str | None:

@@ -45,13 +45,16 @@ class Trace:
 
 
 @contextmanager
-def traced(pid: int, output: Path, names: str, *, inject: str = "") -> Iterator[Trace]:
+def traced(pid: int, output: Path, names: str, *, path: str = "", inject: str = "") -> Iterator[Trace]:
     """Watch system calls (`names`, comma-separated) of a process and its threads.
 
     Args:
+      path: Only those on this file.
       inject: Of strace's `--inject`: `fsync:error=EIO:when=2` lets each thread's second fsync fail.
     """
     command = ["strace", "-f", "-y", "-o", str(output), "-e", f"trace={names}", "-p", str(pid)]
+    if path:
+        command += ["-P", path]
     if inject:
         command += ["-e", f"inject={inject}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)

@@ -30,9 +30,11 @@ from mountstore.fuse import handshake, kernel_mount, mounts, request_loop
 
 PATIENCE_S = 60.0
 NOBODY = 65534
-# close(2) does not wait for RELEASE; when the unmount overtakes it, pyfuse3 finds nobody to answer.
-LATE_ANSWERS = re.compile(
-    r"ERROR fuse_release(dir)?\(\): fuse_reply_\* failed with No such file or directory\n"
+# close(2) does not wait for RELEASE. When the unmount overtakes it, pyfuse3 finds nobody to answer, or libfuse
+# cannot read it.
+LATE_RELEASE = re.compile(
+    r"(ERROR fuse_release(dir)?\(\): fuse_reply_\* failed with No such file or directory"
+    r"|fuse: reading device: Software caused connection abort)\n?"
 )
 
 
@@ -72,7 +74,7 @@ class Served:
     def ended(self) -> tuple[int, str]:
         """Wait for its end; return its status and what it logged."""
         _, log = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, LATE_ANSWERS.sub("", log)
+        return self.process.returncode, LATE_RELEASE.sub("", log)
 
     def unmounted(self) -> str:
         """Unmount, expect a clean end, return what it logged."""

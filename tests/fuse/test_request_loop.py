@@ -16,6 +16,7 @@ import pyfuse3
 import pytest
 import trio
 import trio.testing
+from durability.tracing import traced
 
 from fuse.served import PATIENCE_S, Served
 from mountstore.fuse import mounts, request_loop
@@ -160,6 +161,23 @@ def test_an_aborted_connection_ends_serving(mountpoint: Path, connections: Path,
         # A connection is named after the minor number of its mount's device.
         (connections / str(os.minor(served.ready["device"])) / "abort").write_text("1")
         assert served.ended() == (0, "")
+    assert mounts.mount_at(str(mountpoint)) is None
+
+
+@pytest.mark.mount
+@LOOPS
+def test_a_connection_that_ends_with_a_request_in_hand_is_an_ordinary_end(
+    mountpoint: Path, tmp_path: Path, fast: bool
+) -> None:
+    """An unmount may overtake the RELEASE of a file: whoever is reading that request gets ECONNABORTED."""
+    with Served(mountpoint, fast=fast) as served:
+        with traced(
+            served.process.pid, tmp_path / "trace", "read", path="/dev/fuse", inject="read:error=ECONNABORTED"
+        ) as trace:
+            with pytest.raises(OSError):
+                os.stat(mountpoint / "any")
+            assert served.ended() == (0, "")
+        assert trace.injected == 1
     assert mounts.mount_at(str(mountpoint)) is None
 
 

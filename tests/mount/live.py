@@ -29,6 +29,9 @@ PATIENCE_S = 120
 
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \S+ mount\.cas\[\d+\] (?:DEBUG|INFO) ")
 
+_OVERTAKEN = "fuse: reading device: Software caused connection abort"
+"""What libfuse says when the unmount overtakes the RELEASE of a file that it is just reading."""
+
 _UNCLEAN = r"not unmounted cleanly"
 
 _numbers = itertools.count()
@@ -199,7 +202,7 @@ class LiveMount:
         missing = set(self._announced)
         unannounced = []
         for line in lines:
-            if _LOG_LINE.match(line):
+            if _LOG_LINE.match(line) or line == _OVERTAKEN:
                 continue
             matching = {pattern for pattern in self._announced if re.search(pattern, line)}
             missing -= matching
