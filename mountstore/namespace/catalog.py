@@ -123,9 +123,10 @@ class Catalog:
         if must_exist and not (os.path.exists(path) and os.stat(path).st_size):
             raise CorruptError(f"{path}: the catalog is missing or empty; {REBUILD_HINT}")
         self.read_only = read_only
-        self._mapped = MappedIndex(path, lambda: connect(path, read_only=True))
+        self.mapped_index = MappedIndex(path, lambda: connect(path, read_only=True))
+        """The guard of its shared memory."""
         if not read_only:
-            self._mapped.require_room()
+            self.mapped_index.require_room()
         try:
             self._db = connect(path, read_only=read_only)
             self._prepare_schema()
@@ -181,7 +182,7 @@ class Catalog:
           CorruptError: SQLite cannot write. In both cases nothing was committed, and the transaction is open
             as before.
         """
-        self._mapped.require_room()
+        self.mapped_index.require_room(self._db.total_changes - self._committed_changes)
         try:
             if not self._db.in_transaction:
                 self._say_again()
@@ -194,7 +195,7 @@ class Catalog:
             raise translated(self.path, exc) from exc
         self._said = []
         self._committed_changes = self._db.total_changes
-        self._mapped.committed()
+        self.mapped_index.committed()
         if not pause:
             self._execute("BEGIN")
 
@@ -274,7 +275,7 @@ class Catalog:
 
     def checkpoint(self) -> None:
         """Move what the WAL holds into the database file. Blocks: for a worker thread, one at a time."""
-        self._mapped.require_room()
+        self.mapped_index.require_room()
         try:
             if self._checkpointer is None:
                 self._checkpointer = connect(self.path, read_only=False)
@@ -294,12 +295,12 @@ class Catalog:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
         if not self.read_only:
-            self._mapped.closing()
+            self.mapped_index.closing()
         if self._checkpointer is not None:
             self._checkpointer.close()
         self._wal.close()
         self._db.close()
-        self._mapped.close()
+        self.mapped_index.close()
 
     # --- snapshots ---
 

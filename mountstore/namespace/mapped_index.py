@@ -4,7 +4,8 @@ SQLite maps the index of its write-ahead log (`catalog.db-shm`) into memory. On 
 for changing what a file has already (btrfs), the kernel ends a process that changes such a page when there is
 none, or a quota is used up: SIGBUS. So there
 
-1. a commit or a checkpoint begins only while there is room for the whole index;
+1. a commit or a checkpoint begins only while there is room for the whole index, and for what the commit writes
+   before it changes the index;
 2. after every commit one connection reads, so that the mark that readers set in the index is set already, and
    those that come later, when the disk may be full, change nothing;
 3. some room is held in a file without a name, and let go when there is none left: contents may use up a quota
@@ -32,6 +33,12 @@ _HOLD_EVERY_S = 40.0
 _ENOUGH_BYTES = 256 << 10
 """More than the index of a WAL of 100 MiB."""
 
+_ROW_BYTES = 4 << 10
+"""A page of the database: what a changed row adds to the WAL, or less. (Rows of one commit share pages.)"""
+
+_ROWS_MAX = 1 << 10
+"""So many rows share enough."""
+
 
 class MappedIndex:
     """The guard of one catalog; on the owner's thread.
@@ -47,21 +54,25 @@ class MappedIndex:
         self._db: sqlite3.Connection | None = None
         self.needed = copies_on_write(self._directory)
         """Whether there is anything to guard against."""
+        self.on_scarce: Callable[[OSError], None] = lambda refusal: None
+        """Told why there was no room, before what is held is let go: contents are not to have that."""
         self._held = -1
         self._hold_again_s = 0.0
 
-    def require_room(self) -> None:
-        """Raises: NoSpaceError, QuotaError if the index must not be changed now."""
+    def require_room(self, rows: int = 0) -> None:
+        """Raises: NoSpaceError, QuotaError if the index must not be changed now, by a commit of so many rows."""
         if not self.needed:
             return
-        refusal = room_refused(self._directory, _ENOUGH_BYTES)
+        needed_bytes = _ENOUGH_BYTES + min(rows, _ROWS_MAX) * _ROW_BYTES
+        refusal = room_refused(self._directory, needed_bytes)
         if refusal is None:
             self._hold()
         elif self._held >= 0:
+            self.on_scarce(refusal)
             self._let_go()
             # What was freed counts until the file system has committed that. A blocking call, once in a full disk.
             syncfs(self._directory)
-            refusal = room_refused(self._directory, _ENOUGH_BYTES)
+            refusal = room_refused(self._directory, needed_bytes)
         if refusal is not None:
             kind = QuotaError if is_quota(refusal) else NoSpaceError
             raise kind(f"{self._path}: no room for the catalog: {refusal.strerror}")

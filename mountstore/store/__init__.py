@@ -171,6 +171,7 @@ class Store:
         self.commits.seal_closed = self.sealer.seal_closed
         self.commits.keep_open = self.files.keep_open
         self.commits.on_full = self._set_full
+        self.catalog.mapped_index.on_scarce = self.space.ask_again
         self.namespace.on_replaced = self.drafts.note_taken_over
 
     @classmethod

@@ -6,16 +6,20 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 from mount.conftest import MountMaker
 from mount.live import LiveMount
 
 from durability.disks import quota_disk
 from durability.tracing import traced
+from mountstore.errors import QuotaError
+from mountstore.namespace.mapped_index import MappedIndex
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -104,6 +108,27 @@ def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memo
         finally:
             mount.announce_logged(*announced)
             mount.finish()
+
+
+def test_a_commit_needs_room_for_its_rows_and_what_is_held_for_it_is_not_for_contents(in_memory: Path) -> None:
+    with quota_disk(in_memory, 64) as (disk, _):
+        index = MappedIndex(str(disk / "catalog.db"), lambda: sqlite3.connect(":memory:"))
+        scarce: list[int | None] = []
+        index.on_scarce = lambda refusal: scarce.append(refusal.errno)
+        index.require_room()
+        with (disk / "filler").open("wb", buffering=0) as filler:
+            while not told(lambda: filler.write(bytes(64 * KIB))):
+                assert filler.tell() < 64 * MIB
+            assert filler.tell() < 56 * MIB, "some is held"
+            index.require_room(100)
+            assert scarce == [errno.EDQUOT]
+            # Of the 8 MiB that were let go, 2 are left.
+            filler.write(bytes(6 * MIB))
+            index.require_room(100)
+            with pytest.raises(QuotaError):
+                index.require_room(1000)
+            assert scarce == [errno.EDQUOT]
+        index.close()
 
 
 def test_a_quota_that_stops_the_catalog_puts_nothing_in_doubt(in_memory: Path) -> None:
