@@ -18,8 +18,9 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
     """Compare staging with the drafts that the catalog records; returns how many are sound."""
     names = set(premises.staging_names())
     sound = 0
+    known = names | audit.staging_with_changes()
     for draft in audit.drafts():
-        flaw = _flaw(draft, names)
+        flaw = _flaw(draft, known)
         if flaw is None:
             sound += 1
         else:

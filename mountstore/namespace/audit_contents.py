@@ -259,6 +259,12 @@ class AuditedContents(AuditedNames):
             )
         ]
 
+    def staging_with_changes(self) -> set[str]:
+        """The staging files that the next mount makes, if they are not there, from what the catalog has."""
+        if not self._value("SELECT count(*) FROM main.sqlite_master WHERE name = 'draft_change'"):
+            return set()
+        return {row[0] for row in self._rows("SELECT DISTINCT staging FROM main.draft_change")}
+
     def was_removed(self, inode: int) -> bool:
         """As `Catalog.was_removed`."""
         row = self._run("SELECT nlink FROM main.inode WHERE id = ?", (inode,)).fetchone()

@@ -32,7 +32,7 @@ from mountstore.errors import CorruptError, ExistsError, MisuseError, StoreError
 from mountstore.namespace.connection import connect, translated
 from mountstore.namespace.known_names import KnownNames
 from mountstore.namespace.mapped_index import MappedIndex
-from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, SCHEMA
+from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, DRAFT_CHANGE, SCHEMA
 from mountstore.namespace.stale import BASE_KEY, Stale
 from mountstore.namespace.wal import PAGE_BYTES, Wal
 
@@ -167,6 +167,8 @@ class Catalog:
                 f"{self.path}: catalog format {version}, this release reads {CATALOG_FORMAT};"
                 " use the release that wrote it"
             )
+        elif not self.read_only:
+            db.executescript(DRAFT_CHANGE)
 
     # --- transactions ---
 
@@ -582,6 +584,22 @@ class Catalog:
 
     def drafts(self) -> list[DraftRow]:
         return [DraftRow(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
+
+    def add_draft_change(self, staging: str, change: bytes) -> None:
+        """See `mountstore.namespace.draft_changes`."""
+        self.say("INSERT INTO draft_change VALUES (?, ?)", (staging, change))
+
+    def draft_changes(self) -> dict[str, list[bytes]]:
+        """Of each staging file, in the order in which they were added."""
+        changes: dict[str, list[bytes]] = {}
+        for staging, change in self._execute("SELECT staging, change FROM draft_change ORDER BY rowid"):
+            changes.setdefault(staging, []).append(change)
+        return changes
+
+    def delete_draft_changes(self, staging: Iterable[str]) -> None:
+        """Forget those of these staging files."""
+        if rows := [(name,) for name in staging]:
+            self._say_all("DELETE FROM draft_change WHERE staging = ?", rows)
 
 
 class Savepoint:

@@ -20,6 +20,7 @@ recovery knows which contents to check.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -223,6 +224,7 @@ class Committer:
             raise
         self._ledger.settle()
         self._replaced.settle()
+        self._catalog.delete_draft_changes([os.path.basename(path) for path in retired])
         try:
             await self._flush_catalog()
         except BaseException:

@@ -95,14 +95,11 @@ def flushed(row: DraftRow, later: DraftRow) -> DraftRow:
     return closed(row, record.sums, later) if isinstance(record, Closed) else later
 
 
-def resized(row: DraftRow, size: int) -> DraftRow | None:
-    """The record of a draft after a truncation to `size`: of what survives power loss. Raises: CorruptError."""
-    kept = promised(row)
-    if kept is None:
-        return None
-    dirty = RangeSet(dirty_ranges(decode(kept.dirty)))
+def resized(row: DraftRow, size: int) -> DraftRow:
+    """The record of a draft that was flushed, after a truncation to `size`. Raises: CorruptError."""
+    dirty = RangeSet(dirty_ranges(decode(row.dirty)))
     dirty.truncate(size)
-    return kept._replace(size=size, base_limit=min(kept.base_limit, size), dirty=encode(dirty))
+    return row._replace(size=size, base_limit=min(row.base_limit, size), dirty=encode(dirty))
 
 
 def sums_of(dirty: RangeSet, known: list[Sum], read: Callable[[int, int], bytes]) -> list[Sum]:

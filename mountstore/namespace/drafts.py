@@ -22,7 +22,13 @@ from mountstore.errors import CorruptError, MisuseError, StaleError
 from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft
-from mountstore.namespace.draft_record import closed, flushed, promised, resized
+from mountstore.namespace.draft_changes import (
+    CHANGE_BYTES_MAX,
+    CHANGE_RANGES_MAX,
+    CHANGES_BYTES_MAX,
+    encode_change,
+)
+from mountstore.namespace.draft_record import closed, encode, flushed, promised, resized
 from mountstore.namespace.inodes import Change, Inode, InodeTable
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
@@ -319,7 +325,40 @@ class Drafts:
             if draft.recorded_closed and now is not None:
                 row = flushed(now, row)
         draft.recorded = True
+        draft.unflushed = draft.recorded_closed
         self._catalog.put_draft(row)
+        self._forget_changes(draft)
+
+    def record_changes(self, inode: Inode, draft: StagedDraft) -> bool:
+        """Have the catalog remember what is fresh in a staged draft, without a flush; False if it is too much, and
+        the staging file is to be flushed.
+
+        Raises: OSError, CorruptError: The staging file cannot be read.
+        """
+        length = draft.fresh.total()
+        if (
+            draft.unflushed
+            or len(draft.fresh) > CHANGE_RANGES_MAX
+            or length > CHANGE_BYTES_MAX
+            or draft.changes_bytes + length > CHANGES_BYTES_MAX
+        ):
+            return False
+        if draft.recorded and not length:
+            return True
+        change = encode_change(draft.staged_bytes(draft.fresh))
+        if not draft.recorded:
+            self._catalog.put_draft(draft.to_row(inode.id)._replace(dirty=encode([])))
+            draft.recorded = True
+        # Also if it is empty: only what has changes may lack its staging file.
+        self._catalog.add_draft_change(os.path.basename(draft.path), change)
+        draft.changes_bytes += len(change)
+        draft.take_fresh()
+        return True
+
+    def _forget_changes(self, draft: StagedDraft) -> None:
+        if draft.changes_bytes:
+            self._catalog.delete_draft_changes([os.path.basename(draft.path)])
+            draft.changes_bytes = 0
 
     async def record_closed(self, inode: Inode, draft: StagedDraft) -> None:
         """Have the catalog remember a staged draft, which nobody changes meanwhile, until it is sealed: in case
@@ -332,17 +371,22 @@ class Drafts:
         sums = await self._contents.in_thread(draft.sums)
         before = self._catalog.get_draft(inode.id) if draft.recorded else None
         self._catalog.put_draft(closed(draft.to_row(inode.id), sums, before))
-        draft.recorded = draft.recorded_closed = True
+        draft.recorded = draft.recorded_closed = draft.unflushed = True
 
     def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:
         """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""
         row = self._catalog.get_draft(inode.id)
-        kept = resized(row, size) if row is not None else None
-        if kept is not None:
-            self._catalog.put_draft(kept)
-        else:
+        kept = promised(row) if row is not None else None
+        if kept is None:
             self._catalog.delete_draft(inode.id)
-            draft.recorded = False
+            draft.recorded = draft.unflushed = False
+            return
+        if draft.changes_bytes:
+            self._catalog.add_draft_change(os.path.basename(draft.path), encode_change(size))
+        else:
+            kept = resized(kept, size)
+        self._catalog.put_draft(kept)
+        draft.unflushed = False
 
     def placed(self, draft: StreamedDraft, length: int) -> None:
         """So many bytes of a stream have found their place on the disk."""

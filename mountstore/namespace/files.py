@@ -354,7 +354,7 @@ class Files:
         draft = inode.draft
         if draft is not None and inode.nlink > 0:
             if type(draft) is StagedDraft:
-                await self._flush_staged(inode, draft)
+                await self._promise_staged(inode, draft)
             else:
                 try:
                     await self._sealer.seal(inode)
@@ -382,16 +382,27 @@ class Files:
             inode.busy = None
             done.set()
 
+    async def _promise_staged(self, inode: Inode, draft: StagedDraft) -> None:
+        """Have what is in a staged draft survive power loss, once the catalog does."""
+        async with draft.turn:
+            await draft.wait_quiet()
+            if inode.draft is draft and not self._drafts.record_changes(inode, draft):
+                await self._flush_staged(inode, draft)
+
     async def _flush_staged(self, inode: Inode, draft: StagedDraft) -> None:
+        """Flush the staging file, and record it; whoever calls holds `draft.turn`."""
         await draft.wait_quiet()
         if inode.busy is None and inode.draft is draft:
             await self._gather(inode, draft)
         row = draft.to_row(inode.id)
+        fresh = draft.take_fresh()
         try:
             with draft.in_use():
                 await self._contents.in_thread(draft.flush)
-        except FlushFailedError as exc:
-            self._doubt(exc)
+        except BaseException as exc:
+            draft.put_back_fresh(fresh)
+            if isinstance(exc, FlushFailedError):
+                self._doubt(exc)
             raise
         if inode.draft is draft:
             self._drafts.record(inode, draft, row)
@@ -425,7 +436,8 @@ class Files:
                 if type(draft) is MemoryDraft:
                     draft = self._drafts.spill(inode, draft)
                 if type(draft) is StagedDraft:
-                    await self._flush_staged(inode, draft)
+                    async with draft.turn:
+                        await self._flush_staged(inode, draft)
             except Exception as exc:
                 log.error("inode %d: what is written to it cannot be kept yet: %s", inode.id, exc)
 

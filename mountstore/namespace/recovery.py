@@ -11,7 +11,7 @@ last interval and never flushed: it stays as it is and its reads fail, until the
 The damaged blobs are moved aside, so that this puts whole ones in their place.
 
 A draft that had been closed and was still being sealed is taken up as it was if its staging file is whole (see
-`mountstore.namespace.draft_record`), else as it had been flushed.
+`mountstore.namespace.draft_record`), else as fsyncs had promised it (`mountstore.namespace.draft_changes`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from mountstore.blobs.manifest import load_manifest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import check_open_blob, read_blob
 from mountstore.errors import BlobMissingError, CorruptError
-from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.catalog import Catalog, DraftRow
+from mountstore.namespace.draft_changes import replay
 from mountstore.namespace.draft_record import Closed, decode, is_whole, promised
-from mountstore.namespace.replaced import Previous, from_row
+from mountstore.namespace.replaced import Previous, from_row, to_rows
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,8 @@ def recover_contents(
     unsynced = catalog.unsynced()
     damaged = _find_damaged(catalog, tree, unsynced, cold=cold)
     damaged -= _restore_journaled(catalog, tree, damaged)
+    closed = _settle_drafts(catalog, staging, cold=cold)
     notes = {row[0]: from_row(row) for row in catalog.previous()}
-    closed = _settle_closed_drafts(catalog, staging, cold=cold)
     affected = {inode for inode, note in notes.items() if note.open} - closed
     if not damaged and not affected:
         return Recovered(len(unsynced), frozenset(), [], [])
@@ -114,30 +115,56 @@ def recover_contents(
     return Recovered(len(unsynced), damaged, restored, lost)
 
 
-def _settle_closed_drafts(catalog: Catalog, staging: str, *, cold: bool) -> set[int]:
-    """Have the catalog record of drafts that were closed only what is there; returns the inodes of those that are
-    whole."""
+def _settle_drafts(catalog: Catalog, staging: str, *, cold: bool) -> set[int]:
+    """Have the records of drafts say what is in their staging files: bring in the changes that are in the catalog,
+    and of drafts that were closed decide whether they are whole; returns the inodes of those."""
+    changes = catalog.draft_changes()
+
+    def replayed(row: DraftRow) -> DraftRow:
+        if row.staging not in changes:
+            return row
+        try:
+            return replay(row, changes[row.staging], staging)
+        except CorruptError as exc:
+            # The draft is as it was when its file was flushed.
+            log.error("%s", exc)
+            return row
+
     whole = set()
     for row in catalog.drafts():
         try:
-            record = decode(row.dirty)
+            if _is_whole(row, staging, cold=cold):
+                whole.add(row.inode)
+                continue
+            kept = promised(row)
         except CorruptError:
             # Reported when the drafts are brought back.
             continue
-        if not isinstance(record, Closed):
-            continue
-        try:
-            if is_whole(row, record, staging, cold=cold):
-                whole.add(row.inode)
-                continue
-        except OSError as exc:
-            log.error("%s: a draft cannot be read: %s", row.staging, exc)
-        kept = promised(row)
-        if kept is not None:
-            catalog.put_draft(kept)
-        else:
+        if kept is None:
             catalog.delete_draft(row.inode)
+        elif (now := replayed(kept)) != row:
+            catalog.put_draft(now)
+    notes = {row[0]: from_row(row) for row in catalog.previous()}
+    catalog.put_previous(
+        to_rows(
+            {
+                inode: note._replace(draft=replayed(note.draft))
+                for inode, note in notes.items()
+                if note.draft is not None and note.draft.staging in changes
+            }
+        )
+    )
+    catalog.delete_draft_changes(changes)
     return whole
+
+
+def _is_whole(row: DraftRow, staging: str, *, cold: bool) -> bool:
+    record = decode(row.dirty)
+    try:
+        return isinstance(record, Closed) and is_whole(row, record, staging, cold=cold)
+    except OSError as exc:
+        log.error("%s: a draft cannot be read: %s", row.staging, exc)
+        return False
 
 
 def _find_damaged(

@@ -181,7 +181,7 @@ class Replaced:
     def flush(self) -> None:
         """Write new notes into the catalog's open transaction."""
         if self._unlisted:
-            self._catalog.put_previous(_to_rows(self._unlisted))
+            self._catalog.put_previous(to_rows(self._unlisted))
             self._unlisted = {}
 
     def take(self) -> None:
@@ -231,7 +231,7 @@ def from_row(row: PreviousRow) -> Previous:
     return Previous(content, allocated, draft, bool(open_))
 
 
-def _to_rows(notes: dict[int, Previous]) -> list[PreviousRow]:
+def to_rows(notes: dict[int, Previous]) -> list[PreviousRow]:
     rows: list[PreviousRow] = []
     for inode, (content, allocated, draft, open_) in notes.items():
         sha256, blob_size = content.digest or (None, None)

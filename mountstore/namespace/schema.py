@@ -9,7 +9,15 @@ CATALOG_FORMAT: Final = 1
 
 APPLICATION_ID: Final = 0x6D636173  # "mcas"
 
-SCHEMA: Final = """
+DRAFT_CHANGE: Final = """
+CREATE TABLE IF NOT EXISTS draft_change (    -- what fsyncs promised of staging files since those were flushed
+    staging TEXT NOT NULL,
+    change  BLOB NOT NULL            -- see mountstore.namespace.draft_changes
+) STRICT;
+"""
+"""Stores made before it existed get it when they are opened for writing."""
+
+SCHEMA: Final = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
 
 CREATE TABLE inode (
@@ -122,4 +130,4 @@ CREATE TABLE stale (                 -- what changed since the last snapshot: se
     number INTEGER NOT NULL,
     PRIMARY KEY (kind, number)
 ) WITHOUT ROWID, STRICT;
-"""
+{DRAFT_CHANGE}"""

@@ -25,7 +25,7 @@ from mountstore.blobs.flush import fsync, fsync_path
 from mountstore.errors import CorruptError
 from mountstore.namespace.arrivals import Arrivals
 from mountstore.namespace.catalog import DraftRow
-from mountstore.namespace.draft_record import Ranges, Sum, decode, dirty_ranges, encode, sums_of
+from mountstore.namespace.draft_record import Closed, Ranges, Sum, decode, dirty_ranges, encode, sums_of
 from mountstore.namespace.ranges import RangeSet
 
 SCATTERED_MAX = 8192
@@ -76,13 +76,17 @@ class StagedDraft:
         "base",
         "base_allocated",
         "base_limit",
+        "changes_bytes",
         "claimed",
         "dirty",
         "file_claimed",
+        "fresh",
         "path",
         "recorded",
         "recorded_closed",
         "size_bytes",
+        "turn",
+        "unflushed",
     )
 
     def __init__(
@@ -97,6 +101,14 @@ class StagedDraft:
         # How many bytes of the base are no holes, as far as known.
         self.base_allocated = base.size_bytes
         self.dirty = RangeSet()
+        # Of that, what no fsync has promised yet.
+        self.fresh = RangeSet()
+        # So much lies in `draft_change`, since the staging file was last flushed.
+        self.changes_bytes = 0
+        # The record, if there is one, has more than was flushed.
+        self.unflushed = False
+        # One flush at a time: who comes next relies on it.
+        self.turn = trio.Lock()
         self.claimed = 0
         self.file_claimed = False
         self.recorded = False
@@ -128,6 +140,7 @@ class StagedDraft:
         """Take `[offset, offset + length)`, which `put` has written, as part of the draft."""
         self.recorded_closed = False
         self.dirty.add(offset, offset + length)
+        self.fresh.add(offset, offset + length)
         if offset + length > self.size_bytes:
             self.size_bytes = offset + length
 
@@ -166,6 +179,7 @@ class StagedDraft:
         self.recorded_closed = False
         if size < self.size_bytes:
             self.dirty.truncate(size)
+            self.fresh.truncate(size)
             self._arrivals.spoil(size)
             self.base_limit = min(self.base_limit, size)
             # Only to give the room back, by invariant 3; but not while a worker reads there.
@@ -249,6 +263,22 @@ class StagedDraft:
             fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
             self._named = True
 
+    def take_fresh(self) -> RangeSet:
+        """What is fresh, which a flush is about to promise; `put_back_fresh` if that fails."""
+        fresh, self.fresh = self.fresh, RangeSet()
+        return fresh
+
+    def put_back_fresh(self, fresh: RangeSet) -> None:
+        for start, end in fresh:
+            self.fresh.add(start, min(end, self.size_bytes))
+
+    def staged_bytes(self, ranges: RangeSet) -> list[tuple[int, bytes]]:
+        """What the staging file has in these dirty ranges, with offsets; blocks.
+
+        Raises: OSError, CorruptError
+        """
+        return [(start, self._staged(start, end)) for start, end in ranges]
+
     def gaps(self) -> list[tuple[int, int]]:
         """What `fill` would have to take over from the base for half of `SCATTERED_MAX` ranges to remain."""
         return self.dirty.gaps(_GAP_MAX, SCATTERED_MAX // 2) if len(self.dirty) > SCATTERED_MAX else []
@@ -294,7 +324,8 @@ class StagedDraft:
         """
         path = os.path.join(staging, row.staging)
         try:
-            ranges = dirty_ranges(decode(row.dirty))
+            record = decode(row.dirty)
+            ranges = dirty_ranges(record)
             length = os.stat(path).st_size
         except (CorruptError, FileNotFoundError) as exc:
             raise CorruptError(f"{path}: the recorded draft cannot be brought back: {exc}") from exc
@@ -303,6 +334,9 @@ class StagedDraft:
         draft.size_bytes = row.size
         draft.base_limit = row.base_limit
         draft.recorded = True
+        if isinstance(record, Closed):
+            draft.unflushed = True
+            draft.fresh = RangeSet(ranges)
         if any(end > length for _, end in ranges):
             # Cut off after it was recorded, and the crash came before that was committed.
             draft.truncate(length)

@@ -20,6 +20,7 @@ import trio
 from mountstore.namespace import drafts
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.commits import Committer
+from mountstore.namespace.draft_changes import CHANGE_RANGES_MAX
 from mountstore.namespace.drafts import Drafts
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT
@@ -182,6 +183,17 @@ async def stay_open(actor: Actor) -> None:
         await actor.put(handle, content_of(4, 3000 * (number + 1))[3000 * number :], offset=3000 * number)
         await actor.sync(handle)
         actor.must("open")
+    # In so many places that the staging file is flushed; the others lie in the catalog.
+    for start in range(0, 9000, 9000 // (2 * CHANGE_RANGES_MAX)):
+        await actor.put(handle, content_of(4, 9000)[start : start + 10], offset=start)
+    for length in (11_000, 12_000):
+        actor.may("open", (4, length))
+        await actor.put(handle, content_of(4, length)[length - 2000 :], offset=length - 2000)
+        await actor.sync(handle)
+        actor.must("open")
+    # What replaces it may be lost.
+    actor.may("open", (4, 13_000))
+    await actor.put(handle, content_of(4, 13_000)[12_000:], offset=12_000)
     actor.store.commits.commit()
     await actor.close(handle)
     actor.store.commits.commit()
@@ -279,9 +291,24 @@ def _taken_and_deleted(self: Drafts) -> list[str]:
     return []
 
 
+def _forget_the_changes() -> None:
+    Catalog.add_draft_change = lambda self, staging, change: None  # type: ignore[method-assign]
+
+
+def _forget_the_sums() -> None:
+    StagedDraft.sums = lambda self: []  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     fault.__name__[1:].replace("_", "-"): fault
-    for fault in (_forget_the_log, _forget_the_blobs, _forget_what_was_there, _delete_too_early)
+    for fault in (
+        _forget_the_log,
+        _forget_the_blobs,
+        _forget_what_was_there,
+        _forget_the_changes,
+        _forget_the_sums,
+        _delete_too_early,
+    )
 }
 """What the store could do wrong; the harness has to see it."""
 

@@ -56,6 +56,8 @@ def test_the_model_ends_with_what_the_program_left(in_memory: Path) -> None:
         ("forget-the-log", "overwrite"),
         ("forget-the-blobs", "unlink"),
         ("forget-what-was-there", "rename-over"),
+        ("forget-the-changes", "stay-open"),
+        ("forget-the-sums", "close-large"),
         ("delete-too-early", "stay-open"),
     ],
 )
