@@ -62,10 +62,10 @@ class Sealer:
         """
         await wait_idle(inode)
         while (draft := inode.draft) is not None:
-            if type(draft) is MemoryDraft and len(draft.data) <= self._inline_max:
+            data = self._small_content(draft)
+            if data is not None:
                 # Without an await: most files come and go here.
-                sealed = seal_small(self._tree, draft.data) if draft.data else Sealed(EMPTY, ())
-                self._adopt(inode, draft, sealed)
+                self._adopt(inode, draft, seal_small(self._tree, data) if data else Sealed(EMPTY, ()))
                 return
             parked: StagedDraft | None = None
             inode.busy = done = trio.Event()
@@ -98,6 +98,14 @@ class Sealer:
             # The stream's content is no version: the change goes on.
             inode.change = change
             self._drafts.lay_over(inode, parked, claimed)
+
+    def _small_content(self, draft: Draft) -> bytes | bytearray | None:
+        """All of a draft, if it is small enough to be sealed by the owner's thread."""
+        if type(draft) is MemoryDraft:
+            return draft.data if len(draft.data) <= self._inline_max else None
+        if type(draft) is StagedDraft and draft.size_bytes <= self._inline_max and draft.quiet:
+            return draft.pread(0, draft.size_bytes)
+        return None
 
     async def _seal_in_thread(self, inode: Inode, draft: Draft) -> Sealed:
         in_thread = self._contents.in_thread

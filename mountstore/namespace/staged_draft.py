@@ -170,9 +170,13 @@ class StagedDraft:
                 self._quiet.set()
                 self._quiet = trio.Event()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether no `put` is under way."""
+        return self._puts == 0
+
     async def wait_quiet(self) -> None:
-        """Return when no `put` is under way."""
-        while self._puts:
+        while not self.quiet:
             await self._quiet.wait()
 
     def truncate(self, size: int) -> None:
