@@ -330,6 +330,14 @@ def random_read(site: Site) -> Timing:
 
 
 def random_write(site: Site) -> Timing:
+    return _write_at_random(site, site.counts.random_writes, site.counts.fsync_every)
+
+
+def random_write_synced(site: Site) -> Timing:
+    return _write_at_random(site, site.counts.synced, 1)
+
+
+def _write_at_random(site: Site, count: int, fsync_every: int) -> Timing:
     directory = site.fresh("random")
     counts = site.counts
     site.client("seqwrite", directory, size=counts.random_bytes, seed=site.seed(14), fsync_each=1)
@@ -338,8 +346,8 @@ def random_write(site: Site) -> Timing:
         "randwrite",
         directory,
         size=counts.random_bytes,
-        count=counts.random_writes,
-        fsync_every=counts.fsync_every,
+        count=count,
+        fsync_every=fsync_every,
         seed=site.seed(15),
     )
 
@@ -428,6 +436,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("stream-warm", "sequential read, warm", _MIBS, stream_warm),
     Workload("random-read", "random read of 4 KiB, caches dropped", _OPS, random_read),
     Workload("random-write", "random write of 4 KiB, fsync every 100", _OPS, random_write),
+    Workload("random-write-fsync", "random write of 4 KiB, fsync of each", _OPS, random_write_synced),
     Workload("cp", "cp -a of a tree", _TIME, copy_tree),
     Workload("tar", "tar of it, names forgotten", _TIME, tar_tree),
     Workload("git-clone", "git clone", _TIME, git_clone, needs_repository=True),
