@@ -18,9 +18,9 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
     """Compare staging with the drafts that the catalog records; returns how many are sound."""
     names = set(premises.staging_names())
     sound = 0
-    known = names | audit.staging_with_changes()
+    changed = audit.staging_with_changes()
     for draft in audit.drafts():
-        flaw = _flaw(draft, known)
+        flaw = _flaw(draft, names, changed)
         if flaw is None:
             sound += 1
         else:
@@ -49,19 +49,19 @@ def check_staging(premises: Premises, audit: Audit, findings: Findings) -> int:
     return sound
 
 
-def _flaw(draft: DraftFacts, names: set[str]) -> str | None:
+def _flaw(draft: DraftFacts, names: set[str], changed: set[str]) -> str | None:
     if draft.mode is None:
         return "belongs to no inode"
     if draft.mode & TYPE_BITS != stat.S_IFREG:
         return "belongs to something that is no regular file"
-    if draft.staging not in names:
-        return "has no file in staging: what it held is lost"
     if draft.size < 0 or draft.base_limit < 0:
         return "has an impossible size"
     try:
         ranges = dirty_ranges(decode(draft.dirty))
     except CorruptError:
         return "has an unreadable list of extents"
+    if draft.staging not in names and (ranges or draft.staging not in changed):
+        return "has no file in staging: what it held is lost"
     last = 0
     for start, end in ranges:
         if not last <= start < end <= max(draft.size, end if start < draft.size else 0):

@@ -24,7 +24,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from mountstore.blobs.content import ContentKind
@@ -139,6 +139,8 @@ class Catalog:
         self._execute = self._db.execute
         # The statements of the open transaction, to be said again if SQLite rolls it back.
         self._said: list[tuple[str, Any, bool]] = []
+        # Of files, in rows of the open transaction.
+        self._contents_bytes = 0
         self._checkpointer: sqlite3.Connection | None = None
         self._wal = Wal(path)
         self._committed_changes = self._db.total_changes
@@ -185,7 +187,8 @@ class Catalog:
           CorruptError: SQLite cannot write. In both cases nothing was committed, and the transaction is open
             as before.
         """
-        self.mapped_index.require_room(self._db.total_changes - self._committed_changes)
+        rows = self._db.total_changes - self._committed_changes
+        self.mapped_index.require_room(rows, self._contents_bytes)
         try:
             if not self._db.in_transaction:
                 self._say_again()
@@ -197,6 +200,7 @@ class Catalog:
                 self._say_again()
             raise translated(self.path, exc) from exc
         self._said = []
+        self._contents_bytes = 0
         self._committed_changes = self._db.total_changes
         self.mapped_index.committed()
         if not pause:
@@ -517,8 +521,9 @@ class Catalog:
     def clear_unsynced(self) -> None:
         self.say("DELETE FROM unsynced")
 
-    def add_journal(self, blobs: Iterable[tuple[bytes, int, bytes]]) -> None:
+    def add_journal(self, blobs: Sequence[tuple[bytes, int, bytes]]) -> None:
         """Rows of (sha256, size in bytes, the bytes themselves)."""
+        self._contents_bytes += sum(len(data) for _, _, data in blobs)
         self._say_all("INSERT INTO journal VALUES (?, ?, ?)", blobs)
 
     def clear_journal(self) -> None:
@@ -588,6 +593,7 @@ class Catalog:
 
     def add_draft_change(self, staging: str, change: bytes) -> None:
         """See `mountstore.namespace.draft_changes`."""
+        self._contents_bytes += len(change)
         self.say("INSERT INTO draft_change VALUES (?, ?)", (staging, change))
 
     def draft_changes(self) -> dict[str, list[bytes]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mountstore.blobs.flush import fsync, fsync_path
+from mountstore.blobs.flush import fsync_path
 from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
 from mountstore.namespace.draft_record import decode, dirty_ranges, encode
@@ -45,42 +45,67 @@ def encode_change(change: Change) -> bytes:
     return msgspec.msgpack.encode(change)
 
 
-def replay(row: DraftRow, changes: Iterable[bytes], staging: str) -> DraftRow:
-    """Bring the changes into the staging file and flush it; returns the record of the draft with them; blocks.
-
-    Doing it again comes to the same.
+def replayed(row: DraftRow, changes: Iterable[bytes]) -> DraftRow:
+    """The record of a draft with the changes that came after it, when they are in its staging file.
 
     Args:
       row: What survives power loss of the draft without them.
-      staging: The directory.
 
-    Raises: OSError; CorruptError: A record or a change cannot be read.
+    Raises: CorruptError: A record or a change cannot be read.
     """
-    path = os.path.join(staging, row.staging)
     dirty = RangeSet(dirty_ranges(decode(row.dirty)))
     size, base_limit = row.size, row.base_limit
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        for encoded in changes:
-            try:
-                change = msgspec.msgpack.decode(encoded, type=Change)
-            except msgspec.MsgspecError as exc:
-                raise CorruptError(f"{path}: a change of the draft cannot be read: {exc}") from exc
-            if isinstance(change, int):
-                size, base_limit = change, min(base_limit, change)
-                dirty.truncate(size)
-                if os.fstat(fd).st_size > size:
-                    os.ftruncate(fd, size)
-                continue
+    for encoded in changes:
+        change = _decode(encoded)
+        if isinstance(change, int):
+            size, base_limit = change, min(base_limit, change)
+            dirty.truncate(size)
+        else:
             for offset, data in change:
-                _pwrite(fd, data, offset)
                 dirty.add(offset, offset + len(data))
                 size = max(size, offset + len(data))
-        fsync(fd, path)
-        fsync_path(staging, os.O_DIRECTORY)
+    return row._replace(size=size, base_limit=base_limit, dirty=encode(dirty))
+
+
+def replay(row: DraftRow, changes: Iterable[bytes], staging: str) -> None:
+    """Bring the changes into the staging file and flush it; blocks. Doing it again comes to the same.
+
+    Args:
+      row: As of `replayed`.
+      staging: The directory.
+
+    Raises: OSError; CorruptError: A record or a change cannot be read, or the file is gone, which had more.
+    """
+    path = os.path.join(staging, row.staging)
+    # What had nothing flushed need not have a file.
+    made = 0 if dirty_ranges(decode(row.dirty)) else os.O_CREAT
+    try:
+        fd = os.open(path, os.O_RDWR | made | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError as exc:
+        raise CorruptError(f"{path}: the file of the draft is gone") from exc
+    try:
+        for encoded in changes:
+            change = _decode(encoded)
+            # What is behind a truncation is in no range, and so never read.
+            for offset, data in [] if isinstance(change, int) else change:
+                _pwrite(fd, data, offset)
     finally:
         os.close(fd)
-    return row._replace(size=size, base_limit=base_limit, dirty=encode(dirty))
+    flush(row, staging)
+
+
+def flush(row: DraftRow, staging: str) -> None:
+    """Make the staging file of a recorded draft survive power loss; blocks. Raises: As `fsync_path`."""
+    fsync_path(os.path.join(staging, row.staging))
+    fsync_path(staging, os.O_DIRECTORY)
+
+
+def _decode(encoded: bytes) -> Change:
+    try:
+        change: Change = msgspec.msgpack.decode(encoded, type=Change)
+    except msgspec.MsgspecError as exc:
+        raise CorruptError(f"a change of a draft cannot be read: {exc}") from exc
+    return change
 
 
 def _pwrite(fd: int, data: bytes, offset: int) -> None:

@@ -376,17 +376,13 @@ class Drafts:
     def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:
         """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""
         row = self._catalog.get_draft(inode.id)
-        kept = promised(row) if row is not None else None
-        if kept is None:
-            self._catalog.delete_draft(inode.id)
-            draft.recorded = draft.unflushed = False
-            return
+        assert row is not None
         if draft.changes_bytes:
-            self._catalog.add_draft_change(os.path.basename(draft.path), encode_change(size))
+            change = encode_change(size)
+            self._catalog.add_draft_change(os.path.basename(draft.path), change)
+            draft.changes_bytes += len(change)
         else:
-            kept = resized(kept, size)
-        self._catalog.put_draft(kept)
-        draft.unflushed = False
+            self._catalog.put_draft(resized(row, size))
 
     def placed(self, draft: StreamedDraft, length: int) -> None:
         """So many bytes of a stream have found their place on the disk."""

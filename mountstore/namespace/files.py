@@ -203,6 +203,10 @@ class Files:
                     inode.change.touch(offset)
             else:
                 assert type(draft) is StagedDraft
+                if draft.unflushed:
+                    draft = await self._reopen(inode, draft)
+                    inode.change.touch(offset)
+                    continue
                 await self._write_staged(draft, offset, data)
                 written = True
         if inode.draft is draft:
@@ -316,25 +320,57 @@ class Files:
             self._clear_privileges(inode, member)
         if inode.draft is None and inode.busy is None and size == inode.content.size_bytes:
             return
-        while type(draft := await self._drafts.open(inode, keep=size)) is StreamedDraft:
-            await self._sealer.seal(inode)
-        assert inode.change is not None
-        inode.change.touch(size)
-        if type(draft) is MemoryDraft:
-            if self._drafts.resize(draft, size):
-                draft.truncate(size)
-            else:
-                draft = self._drafts.spill(inode, draft)
-        if type(draft) is StagedDraft:
-            draft.truncate(size)
-            if draft.recorded:
-                self._drafts.record_size(inode, draft, size)
+        while not await self._truncate_draft(inode, await self._drafts.open(inode, keep=size), size):
+            pass
         inode.size = size
         inode.view = None
+        assert inode.change is not None
         if inode.writers == 0 and inode.nlink > 0:
             inode.change.ended = True
             # The truncation is done; what cannot be sealed now stays a draft and is tried again.
             await self._sealer.seal_or_keep(inode)
+
+    async def _truncate_draft(self, inode: Inode, draft: Draft, size: int) -> bool:
+        """Truncate a draft; False if it has to be opened anew first."""
+        assert inode.change is not None
+        if type(draft) is StreamedDraft:
+            await self._sealer.seal(inode)
+            return False
+        if type(draft) is MemoryDraft:
+            inode.change.touch(size)
+            if self._drafts.resize(draft, size):
+                draft.truncate(size)
+                return True
+            draft = self._drafts.spill(inode, draft)
+        assert type(draft) is StagedDraft
+        if draft.unflushed:
+            await self._reopen(inode, draft)
+            return False
+        # What a flush under way records is as it was before.
+        async with draft.turn:
+            if inode.draft is not draft or inode.busy is not None or draft.unflushed:
+                return False
+            inode.change.touch(size)
+            draft.truncate(size)
+            # What has no name is promised to nobody, but for a note of what its name stood for.
+            if draft.recorded and inode.nlink > 0:
+                self._drafts.record_size(inode, draft, size)
+        return True
+
+    async def _reopen(self, inode: Inode, draft: StagedDraft) -> Draft:
+        """Before a draft is changed that is not as recorded, or whose record has checksums of its bytes: flush it
+        and record that. Returns the draft that is to be changed."""
+        if inode.busy is None and inode.draft is draft:
+            inode.busy = done = trio.Event()
+            try:
+                async with draft.turn:
+                    await self._flush_staged(inode, draft)
+                # Not within the turn: whoever syncs may have to wait for that.
+                await self._hard_sync()
+            finally:
+                inode.busy = None
+                done.set()
+        return await self._drafts.open(inode, keep=FILE_MAX)
 
     def _clear_privileges(self, inode: Inode, member: bool) -> None:
         """What the kernel leaves to us with FUSE_HANDLE_KILLPRIV_V2; see file_remove_privs in the kernel:
@@ -390,10 +426,12 @@ class Files:
                 await self._flush_staged(inode, draft)
 
     async def _flush_staged(self, inode: Inode, draft: StagedDraft) -> None:
-        """Flush the staging file, and record it; whoever calls holds `draft.turn`."""
+        """Flush the staging file, and record it, unless it has been sealed; whoever calls holds `draft.turn`."""
         await draft.wait_quiet()
         if inode.busy is None and inode.draft is draft:
             await self._gather(inode, draft)
+        if inode.draft is not draft:
+            return
         row = draft.to_row(inode.id)
         fresh = draft.take_fresh()
         try:
@@ -422,7 +460,7 @@ class Files:
             if inode.writers > 0:
                 if inode.busy is not None:
                     continue
-            elif type(draft) is not StagedDraft or inode.busy is None or not draft.recorded_closed:
+            elif type(draft) is not StagedDraft or draft.is_promised:
                 continue
             size = draft.size_bytes
             self._lasting[inode.id] = size

@@ -59,11 +59,12 @@ class MappedIndex:
         self._held = -1
         self._hold_again_s = 0.0
 
-    def require_room(self, rows: int = 0) -> None:
-        """Raises: NoSpaceError, QuotaError if the index must not be changed now, by a commit of so many rows."""
+    def require_room(self, rows: int = 0, contents_bytes: int = 0) -> None:
+        """Raises: NoSpaceError, QuotaError if the index must not be changed now, by a commit of so many rows, and
+        of contents in them."""
         if not self.needed:
             return
-        needed_bytes = _ENOUGH_BYTES + min(rows, _ROWS_MAX) * _ROW_BYTES
+        needed_bytes = _ENOUGH_BYTES + min(rows, _ROWS_MAX) * _ROW_BYTES + contents_bytes
         refusal = room_refused(self._directory, needed_bytes)
         if refusal is None:
             self._hold()

@@ -29,8 +29,8 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import check_open_blob, read_blob
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.catalog import Catalog, DraftRow
-from mountstore.namespace.draft_changes import replay
-from mountstore.namespace.draft_record import Closed, decode, is_whole, promised
+from mountstore.namespace.draft_changes import flush, replay, replayed
+from mountstore.namespace.draft_record import Closed, decode, encode, is_whole, promised
 from mountstore.namespace.replaced import Previous, from_row, to_rows
 
 log = logging.getLogger(__name__)
@@ -119,49 +119,57 @@ def _settle_drafts(catalog: Catalog, staging: str, *, cold: bool) -> set[int]:
     """Have the records of drafts say what is in their staging files: bring in the changes that are in the catalog,
     and of drafts that were closed decide whether they are whole; returns the inodes of those."""
     changes = catalog.draft_changes()
+    whole: dict[str, int] = {}
 
-    def replayed(row: DraftRow) -> DraftRow:
-        if row.staging not in changes:
+    def settled(row: DraftRow) -> DraftRow:
+        """What an fsync had promised, brought into the staging file unless that has something newer."""
+        later = changes.get(row.staging)
+        if later is None:
             return row
         try:
-            return replay(row, changes[row.staging], staging)
+            now = replayed(row, later)
+            if row.staging not in whole:
+                replay(row, later, staging)
+            return now
         except CorruptError as exc:
             # The draft is as it was when its file was flushed.
-            log.error("%s", exc)
+            log.error("%s: %s", row.staging, exc)
             return row
 
-    whole = set()
     for row in catalog.drafts():
         try:
-            if _is_whole(row, staging, cold=cold):
-                whole.add(row.inode)
-                continue
+            record = decode(row.dirty)
             kept = promised(row)
         except CorruptError:
             # Reported when the drafts are brought back.
             continue
-        if kept is None:
+        if isinstance(record, Closed) and _is_whole(row, record, staging, cold=cold):
+            whole[row.staging] = row.inode
+            if row.staging in changes:
+                # Nothing else has what they promised once they are gone.
+                flush(row, staging)
+                catalog.put_draft(row._replace(dirty=encode(record.dirty)))
+        elif kept is None:
             catalog.delete_draft(row.inode)
-        elif (now := replayed(kept)) != row:
+        elif (now := settled(kept)) != row:
             catalog.put_draft(now)
     notes = {row[0]: from_row(row) for row in catalog.previous()}
     catalog.put_previous(
         to_rows(
             {
-                inode: note._replace(draft=replayed(note.draft))
+                inode: note._replace(draft=settled(note.draft))
                 for inode, note in notes.items()
                 if note.draft is not None and note.draft.staging in changes
             }
         )
     )
     catalog.delete_draft_changes(changes)
-    return whole
+    return set(whole.values())
 
 
-def _is_whole(row: DraftRow, staging: str, *, cold: bool) -> bool:
-    record = decode(row.dirty)
+def _is_whole(row: DraftRow, record: Closed, staging: str, *, cold: bool) -> bool:
     try:
-        return isinstance(record, Closed) and is_whole(row, record, staging, cold=cold)
+        return is_whole(row, record, staging, cold=cold)
     except OSError as exc:
         log.error("%s: a draft cannot be read: %s", row.staging, exc)
         return False

@@ -186,8 +186,9 @@ class StagedDraft:
             self.fresh.truncate(size)
             self._arrivals.spoil(size)
             self.base_limit = min(self.base_limit, size)
-            # Only to give the room back, by invariant 3; but not while a worker reads there.
-            if not self._users:
+            # Only to give the room back, by invariant 3; but not while a worker reads there, nor from what a
+            # record speaks of: that is told of the truncation only with the next commit.
+            if not self._users and not self.recorded:
                 os.ftruncate(self._fd, size)
         self.size_bytes = size
 
@@ -267,6 +268,11 @@ class StagedDraft:
             fsync_path(os.path.dirname(self.path), os.O_DIRECTORY)
             self._named = True
 
+    @property
+    def is_promised(self) -> bool:
+        """Whether all of it has been flushed, and is recorded."""
+        return self.recorded and not self.unflushed and not self.fresh and not self.changes_bytes
+
     def take_fresh(self) -> RangeSet:
         """What is fresh, which a flush is about to promise; `put_back_fresh` if that fails."""
         fresh, self.fresh = self.fresh, RangeSet()
@@ -274,7 +280,9 @@ class StagedDraft:
 
     def put_back_fresh(self, fresh: RangeSet) -> None:
         for start, end in fresh:
-            self.fresh.add(start, min(end, self.size_bytes))
+            for at, stop, dirty in self.dirty.split(start, end):
+                if dirty:
+                    self.fresh.add(at, stop)
 
     def staged_bytes(self, ranges: RangeSet) -> list[tuple[int, bytes]]:
         """What the staging file has in these dirty ranges, with offsets; blocks.
@@ -339,11 +347,12 @@ class StagedDraft:
         draft.base_limit = row.base_limit
         draft.recorded = True
         if isinstance(record, Closed):
-            draft.unflushed = True
+            draft.unflushed = draft.recorded_closed = True
             draft.fresh = RangeSet(ranges)
         if any(end > length for _, end in ranges):
             # Cut off after it was recorded, and the crash came before that was committed.
             draft.truncate(length)
+            draft.unflushed = True
         return draft
 
     def close(self) -> None:
@@ -353,7 +362,9 @@ class StagedDraft:
             self._let_go()
 
     def _let_go(self) -> None:
+        assert self._fd >= 0, "in use after it was closed"
         os.close(self._fd)
+        self._fd = -1
         if self._reader is not None:
             self._reader.close()
 

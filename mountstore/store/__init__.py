@@ -240,6 +240,8 @@ class Store:
                 aside=os.path.join(self.path, BAD_NAME),
                 cold=doubt,
             )
+        # Of files that had been removed, if it was.
+        self.catalog.delete_draft_changes(self.catalog.draft_changes())
         orphans = self.inodes.remove_orphans()
         drafts = self.drafts.restore()
         if recovered is not None:

@@ -319,7 +319,7 @@ async def test_a_closed_draft_that_is_changed_again_goes_back_to_nothing_older(
 
 
 @pytest.mark.trio
-async def test_the_record_of_a_closed_draft_that_is_truncated_goes(
+async def test_a_closed_draft_that_is_truncated_is_flushed_first(
     store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(sealer: Sealer, draft: StagedDraft) -> None:
@@ -333,7 +333,9 @@ async def test_the_record_of_a_closed_draft_that_is_truncated_goes(
             await store.files.release(handle)
             handle = opened(store, b"f")
             await store.files.truncate(handle.inode, 100 * KIB, privileged=True)
-            assert store.catalog.drafts() == []
+            assert [(row.size, decode(row.dirty)) for row in store.catalog.drafts()] == [
+                (100 * KIB, [(0, 100 * KIB)])
+            ]
         hold.go_on.set()
         expected = await content(store, b"f")
         await store.files.release(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import threading
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ import pytest
 import trio
 
 from mountstore.blobs.seal import seal_small
-from mountstore.namespace.draft_changes import replay
+from mountstore.namespace.draft_changes import replayed
 from mountstore.namespace.draft_record import decode
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.namespace import Caller
@@ -451,8 +450,7 @@ async def test_a_truncation_promises_nothing_that_was_not_flushed(tmp_path: Path
         await files.truncate(inode, 900, privileged=True)
         row = p.store.catalog.get_draft(inode.id)
         assert row is not None
-        staging = os.path.join(p.store.path, "staging")
-        kept = replay(row, p.store.catalog.draft_changes()[row.staging], staging)
+        kept = replayed(row, p.store.catalog.draft_changes()[row.staging])
         assert kept.size == 900
         assert decode(kept.dirty) == [(0, 100)]
         await files.release(handle)
