@@ -29,9 +29,8 @@ Written = list[tuple[int, bytes]]
 Change = Written | int
 """What was written, or the size after a truncation."""
 
-
 CHANGE_BYTES_MAX = 256 << 10
-"""So much may one fsync put into the catalog: beyond, flushing the staging file is as cheap."""
+"""So much may one fsync put into the catalog: beyond, flushing the staging file costs no more."""
 
 CHANGE_RANGES_MAX = 32
 """And so many places."""

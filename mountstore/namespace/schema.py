@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 CATALOG_FORMAT: Final = 1
-"""`PRAGMA user_version` of the schema below; raised by every change to it."""
+"""`PRAGMA user_version` of the schema below; raised by every change to it after the first release."""
 
 APPLICATION_ID: Final = 0x6D636173  # "mcas"
 
