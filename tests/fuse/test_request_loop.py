@@ -177,7 +177,7 @@ def test_a_connection_that_ends_with_a_request_in_hand_is_an_ordinary_end(
             with pytest.raises(OSError):
                 os.stat(mountpoint / "any")
             assert served.ended() == (0, "")
-        assert trace.injected == 1
+        assert trace.injected >= 1
     assert mounts.mount_at(str(mountpoint)) is None
 
 
