@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -190,6 +191,18 @@ async def put_backwards(store: Store, handle: Handle, data: bytes) -> None:
     await store.files.write(handle, 0, data[:half])
 
 
+async def close_unsealed(store: Store, patch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Make `f` and close it while there is no room for its seal, as long as `patch` holds."""
+
+    def refuse(sealer: Sealer, draft: StagedDraft) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(Sealer, "_seal_staged", refuse)
+    handle = opened(store, b"f")
+    await put_backwards(store, handle, data)
+    await store.files.release(handle)
+
+
 async def content(store: Store, name: bytes) -> bytes:
     inode: Inode | None = store.namespace.find(ROOT, name)
     assert inode is not None
@@ -287,15 +300,9 @@ async def test_a_closed_draft_that_is_changed_again_goes_back_to_nothing_older(
     """It could not be sealed, was opened again and fsynced: that is what holds."""
     data = os.urandom(300 * KIB)
 
-    def refuse(sealer: Sealer, draft: StagedDraft) -> None:
-        raise OSError(28, "no room")
-
     async with Store.open(store_path, commit_s=3600).running() as store:
         with monkeypatch.context() as patch:
-            patch.setattr(Sealer, "_seal_staged", refuse)
-            handle = opened(store, b"f")
-            await put_backwards(store, handle, data)
-            await store.files.release(handle)
+            await close_unsealed(store, patch, data)
             assert [isinstance(decode(row.dirty), Closed) for row in store.catalog.drafts()] == [True]
             handle = opened(store, b"f")
             await store.files.write(handle, len(data), b"more")
@@ -322,15 +329,9 @@ async def test_a_closed_draft_that_is_changed_again_goes_back_to_nothing_older(
 async def test_a_closed_draft_that_is_truncated_is_flushed_first(
     store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(sealer: Sealer, draft: StagedDraft) -> None:
-        raise OSError(28, "no room")
-
     async with Store.open(store_path, commit_s=3600).running() as store:
         with monkeypatch.context() as patch:
-            patch.setattr(Sealer, "_seal_staged", refuse)
-            handle = opened(store, b"f")
-            await put_backwards(store, handle, os.urandom(300 * KIB))
-            await store.files.release(handle)
+            await close_unsealed(store, patch, os.urandom(300 * KIB))
             handle = opened(store, b"f")
             await store.files.truncate(handle.inode, 100 * KIB, privileged=True)
             assert [(row.size, decode(row.dirty)) for row in store.catalog.drafts()] == [

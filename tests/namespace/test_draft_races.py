@@ -16,10 +16,9 @@ from mountstore.namespace import draft_changes
 from mountstore.namespace.draft_record import Closed, decode
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT
-from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.store import Store
-from namespace.test_closed_drafts import Hold, content, crashed, hold, opened, put_backwards
+from namespace.test_closed_drafts import Hold, close_unsealed, content, crashed, hold, opened, put_backwards
 from namespace.test_draft_changes import Disk, disk, found, written
 
 __all__ = ["disk", "hold"]
@@ -51,10 +50,6 @@ def during_flush(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> 
     monkeypatch.setattr(StagedDraft, "flush", flush_and_act)
 
 
-def refuse(sealer: Sealer, draft: StagedDraft) -> None:
-    raise OSError(28, "no room")
-
-
 async def test_a_draft_that_is_sealed_while_somebody_waits_to_flush_it_is_not_flushed(
     store_path: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +61,9 @@ async def test_a_draft_that_is_sealed_while_somebody_waits_to_flush_it_is_not_fl
         await store.files.fsync(handle.inode)
         await store.files.keep_open()
         await write_places(store, handle)
-        number = handle.inode.draft._fd  # type: ignore[union-attr]
+        draft = handle.inode.draft
+        assert isinstance(draft, StagedDraft)
+        number = draft._fd
         let_go = StagedDraft._let_go
         others: list[int] = []
 
@@ -214,10 +211,7 @@ async def test_a_closed_draft_may_be_changed_without_being_lost(
     data = os.urandom(300 * KIB)
     async with Store.open(store_path, commit_s=3600).running() as store:
         with monkeypatch.context() as patch:
-            patch.setattr(Sealer, "_seal_staged", refuse)
-            handle = opened(store, b"f")
-            await put_backwards(store, handle, data)
-            await store.files.release(handle)
+            await close_unsealed(store, patch, data)
             await store.commits.hard_sync()
             handle = opened(store, b"f")
             if how == "write":
@@ -338,10 +332,7 @@ async def test_a_closed_draft_that_cannot_be_sealed_is_flushed_after_a_while(
     data = os.urandom(300 * KIB)
     async with Store.open(store_path, commit_s=3600).running() as store:
         with monkeypatch.context() as patch:
-            patch.setattr(Sealer, "_seal_staged", refuse)
-            handle = opened(store, b"f")
-            await put_backwards(store, handle, data)
-            await store.files.release(handle)
+            await close_unsealed(store, patch, data)
             for _ in range(3):
                 await store.sealer.seal_closed()
                 await store.files.keep_open()
