@@ -32,7 +32,7 @@ from mountstore.namespace.draft_record import closed, encode, flushed, promised,
 from mountstore.namespace.inodes import Change, Inode, InodeTable
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
-from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.staged_draft import Recorded, StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 
 log = logging.getLogger(__name__)
@@ -282,11 +282,11 @@ class Drafts:
             self._memory_bytes -= draft.parked_bytes
         elif type(draft) is StagedDraft:
             draft.close()
-            if draft.recorded:
+            if draft.recorded is Recorded.NOTHING:
+                draft.discard()
+            else:
                 self._catalog.delete_draft(inode.id)
                 self._retired.append(draft.path)
-            else:
-                draft.discard()
 
     def note_replaced(self, inode: Inode) -> None:
         """The inode's draft is about to become its content: note what that replaces."""
@@ -303,8 +303,11 @@ class Drafts:
     def _promised(self, inode: Inode) -> DraftRow | None:
         """What survives power loss of an inode's draft."""
         draft = inode.draft
-        row = self._catalog.get_draft(inode.id) if type(draft) is StagedDraft and draft.recorded else None
+        row = self._record_of(inode, draft) if type(draft) is StagedDraft else None
         return promised(row) if row is not None else None
+
+    def _record_of(self, inode: Inode, draft: StagedDraft) -> DraftRow | None:
+        return self._catalog.get_draft(inode.id) if draft.recorded is not Recorded.NOTHING else None
 
     def settled(self, inode: Inode) -> None:
         """The content of a file, or its recorded draft, is what its writers wanted, as far as they said so."""
@@ -319,13 +322,13 @@ class Drafts:
 
     def record(self, inode: Inode, draft: StagedDraft, row: DraftRow) -> None:
         """Have the catalog remember a staged draft as it was when `row` was taken; it has been flushed since."""
-        if draft.recorded_closed:
-            now = self._catalog.get_draft(inode.id)
-            draft.recorded_closed = row != draft.to_row(inode.id)
-            if draft.recorded_closed and now is not None:
-                row = flushed(now, row)
-        draft.recorded = True
-        draft.unflushed = draft.recorded_closed
+        if draft.recorded is Recorded.CLOSED and row != draft.to_row(inode.id):
+            # It was changed and closed meanwhile: the record of that stays.
+            now = self._record_of(inode, draft)
+            assert now is not None
+            row = flushed(now, row)
+        else:
+            draft.recorded = Recorded.FLUSHED
         self._catalog.put_draft(row)
         self._forget_changes(draft)
 
@@ -337,18 +340,18 @@ class Drafts:
         """
         length = draft.fresh.total()
         if (
-            draft.unflushed
+            draft.is_fixed
             or len(draft.fresh) > CHANGE_RANGES_MAX
             or length > CHANGE_BYTES_MAX
             or draft.changes_bytes + length > CHANGES_BYTES_MAX
         ):
             return False
-        if draft.recorded and not length:
+        if draft.recorded is Recorded.FLUSHED and not length:
             return True
         change = encode_change(draft.staged_bytes(draft.fresh))
-        if not draft.recorded:
+        if draft.recorded is Recorded.NOTHING:
             self._catalog.put_draft(draft.to_row(inode.id)._replace(dirty=encode([])))
-            draft.recorded = True
+            draft.recorded = Recorded.FLUSHED
         # Also if it is empty: only what has changes may lack its staging file.
         self._catalog.add_draft_change(os.path.basename(draft.path), change)
         draft.changes_bytes += len(change)
@@ -366,12 +369,12 @@ class Drafts:
 
         Raises: OSError, CorruptError: The staging file cannot be read.
         """
-        if draft.recorded_closed:
+        if draft.recorded is Recorded.CLOSED:
             return
         sums = await self._contents.in_thread(draft.sums)
-        before = self._catalog.get_draft(inode.id) if draft.recorded else None
+        before = self._record_of(inode, draft)
         self._catalog.put_draft(closed(draft.to_row(inode.id), sums, before))
-        draft.recorded = draft.recorded_closed = draft.unflushed = True
+        draft.recorded = Recorded.CLOSED
 
     def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:
         """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""

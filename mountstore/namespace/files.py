@@ -22,7 +22,7 @@ from mountstore.namespace.draft import Draft, MemoryDraft
 from mountstore.namespace.drafts import Drafts, wait_idle
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.sealing import INLINE_WRITE_MAX, Sealer
-from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.staged_draft import Recorded, StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ class Files:
                     inode.change.touch(offset)
             else:
                 assert type(draft) is StagedDraft
-                if draft.unflushed:
+                if draft.is_fixed:
                     draft = await self._reopen(inode, draft)
                     inode.change.touch(offset)
                     continue
@@ -343,23 +343,22 @@ class Files:
                 return True
             draft = self._drafts.spill(inode, draft)
         assert type(draft) is StagedDraft
-        if draft.unflushed:
+        if draft.is_fixed:
             await self._reopen(inode, draft)
             return False
         # What a flush under way records is as it was before.
         async with draft.turn:
-            if inode.draft is not draft or inode.busy is not None or draft.unflushed:
+            if inode.draft is not draft or inode.busy is not None or draft.is_fixed:
                 return False
             inode.change.touch(size)
             draft.truncate(size)
             # What has no name is promised to nobody, but for a note of what its name stood for.
-            if draft.recorded and inode.nlink > 0:
+            if draft.recorded is Recorded.FLUSHED and inode.nlink > 0:
                 self._drafts.record_size(inode, draft, size)
         return True
 
     async def _reopen(self, inode: Inode, draft: StagedDraft) -> Draft:
-        """Before a draft is changed that is not as recorded, or whose record has checksums of its bytes: flush it
-        and record that. Returns the draft that is to be changed."""
+        """Flush and record a draft that `is_fixed`, before it is changed. Returns the one to change."""
         if inode.busy is None and inode.draft is draft:
             inode.busy = done = trio.Event()
             try:

@@ -16,6 +16,7 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
 from typing import Protocol
 
 import trio
@@ -42,6 +43,18 @@ _DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 Stretch = tuple[int, int, bool]
 """Start and end of bytes, and whether they lie in the staging file."""
+
+
+class Recorded(Enum):
+    """What the catalog has of a draft (`draft_record.py`)."""
+
+    NOTHING = auto()
+    FLUSHED = auto()
+    """What had been flushed of it, and the changes since that fsyncs have promised."""
+    CLOSED = auto()
+    """All of it as it is now, not flushed, with checksums."""
+    OUTRUN = auto()
+    """More than its staging file has: it was truncated, and a crash came before that was committed."""
 
 
 class BaseReader(Protocol):
@@ -83,10 +96,8 @@ class StagedDraft:
         "fresh",
         "path",
         "recorded",
-        "recorded_closed",
         "size_bytes",
         "turn",
-        "unflushed",
     )
 
     def __init__(
@@ -105,15 +116,11 @@ class StagedDraft:
         self.fresh = RangeSet()
         # So much lies in `draft_change`, since the staging file was last flushed.
         self.changes_bytes = 0
-        # The record, if there is one, has more than was flushed.
-        self.unflushed = False
         # One flush at a time: who comes next relies on it.
         self.turn = trio.Lock()
         self.claimed = 0
         self.file_claimed = False
-        self.recorded = False
-        # The record has the draft as it is now, not flushed.
-        self.recorded_closed = False
+        self.recorded = Recorded.NOTHING
         # What was written to the file, whether or not it was marked.
         self._arrivals = Arrivals()
         # Its name survives power loss.
@@ -138,7 +145,6 @@ class StagedDraft:
 
     def mark(self, offset: int, length: int) -> None:
         """Take `[offset, offset + length)`, which `put` has written, as part of the draft."""
-        self.recorded_closed = False
         self.dirty.add(offset, offset + length)
         self.fresh.add(offset, offset + length)
         if offset + length > self.size_bytes:
@@ -180,7 +186,6 @@ class StagedDraft:
             await self._quiet.wait()
 
     def truncate(self, size: int) -> None:
-        self.recorded_closed = False
         if size < self.size_bytes:
             self.dirty.truncate(size)
             self.fresh.truncate(size)
@@ -188,7 +193,7 @@ class StagedDraft:
             self.base_limit = min(self.base_limit, size)
             # Only to give the room back, by invariant 3; but not while a worker reads there, nor from what a
             # record speaks of: that is told of the truncation only with the next commit.
-            if not self._users and not self.recorded:
+            if not self._users and self.recorded is Recorded.NOTHING:
                 os.ftruncate(self._fd, size)
         self.size_bytes = size
 
@@ -271,7 +276,13 @@ class StagedDraft:
     @property
     def is_promised(self) -> bool:
         """Whether all of it has been flushed, and is recorded."""
-        return self.recorded and not self.unflushed and not self.fresh and not self.changes_bytes
+        return self.recorded is Recorded.FLUSHED and not self.fresh and not self.changes_bytes
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is to be flushed and recorded before it may be changed: its record has checksums of its
+        bytes, or is of more than there is."""
+        return self.recorded in (Recorded.CLOSED, Recorded.OUTRUN)
 
     def take_fresh(self) -> RangeSet:
         """What is fresh, which a flush is about to promise; `put_back_fresh` if that fails."""
@@ -345,14 +356,14 @@ class StagedDraft:
         draft.dirty = RangeSet(ranges)
         draft.size_bytes = row.size
         draft.base_limit = row.base_limit
-        draft.recorded = True
+        draft.recorded = Recorded.FLUSHED
         if isinstance(record, Closed):
-            draft.unflushed = draft.recorded_closed = True
+            draft.recorded = Recorded.CLOSED
             draft.fresh = RangeSet(ranges)
         if any(end > length for _, end in ranges):
             # Cut off after it was recorded, and the crash came before that was committed.
             draft.truncate(length)
-            draft.unflushed = True
+            draft.recorded = Recorded.OUTRUN
         return draft
 
     def close(self) -> None:
