@@ -2,8 +2,8 @@
 
 A *soft commit* every 250 ms writes the changed rows and commits the open transaction: a WAL append without a
 flush, which survives the death of this process. A *hard sync* makes everything survive power loss. It runs
-every `interval_s` seconds if something changed, and whenever somebody waits for one; all who ask before it
-starts share it.
+every `interval_s` seconds if something changed, and whenever somebody asks for one; all who ask before it
+starts share it, and one of them does it.
 
 Order of a hard sync, and what a crash in between leaves:
   1. flush the blobs placed since the last one       (catalog: they are still listed as unsynced)
@@ -50,14 +50,14 @@ WAL_MAX = 64 << 20
 
 
 class _Cycle:
-    """One hard sync that several may wait for."""
+    """One hard sync that several have asked for."""
 
-    __slots__ = ("done", "error", "files")
+    __slots__ = ("ended", "error", "files")
 
     def __init__(self) -> None:
         self.files = False
         """The journal will not do: somebody wants the blobs' own files flushed."""
-        self.done = trio.Event()
+        self.ended = False
         self.error: Exception | None = None
 
 
@@ -89,8 +89,10 @@ class Committer:
         self._tree = tree
         self._interval_s = interval_s
         self._on_doubt = on_doubt
+        # The hard sync that has been asked for and not begun; there is one at a time.
         self._waiting: _Cycle | None = None
-        self._wanted = trio.Event()
+        self._turn = trio.Lock()
+        self._next_flush = 0.0
         self._synced_at_change = -1
         self._doubt: Exception | None = None
         self._full = False
@@ -99,11 +101,10 @@ class Committer:
         """Since the mount began."""
         self.syncs = 0
         """Hard ones, since the mount began."""
-        # Set by the store: staging files to delete after the sync, drafts to try again, and those to record
-        # because their files stay open.
+        # Set by the store: staging files to delete after the sync, and what drafts need now and then, which says
+        # whether a sync is to follow.
         self.take_retired: Callable[[], list[str]] = list
-        self.seal_closed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
-        self.keep_open: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.tend_drafts: Callable[[], Awaitable[bool]] = _nothing
         self.on_full: Callable[[bool], None] = lambda full: None
 
     # --- soft ---
@@ -182,12 +183,31 @@ class Committer:
             if not self._is_unsafe() and not (files and self._ledger.has_journaled):
                 return
             self._waiting = _Cycle()
-            self._wanted.set()
         cycle = self._waiting
         cycle.files = cycle.files or files
-        await cycle.done.wait()
+        async with self._turn:
+            # Not ended either if whoever began it was cancelled.
+            if not cycle.ended:
+                if self._waiting is cycle:
+                    self._waiting = None
+                try:
+                    await self._sync(cycle)
+                except Exception as exc:
+                    cycle.error = exc
+                cycle.ended = True
         if cycle.error is not None:
             raise cycle.error
+
+    async def _sync(self, cycle: _Cycle) -> None:
+        if self._doubt is not None:
+            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+        if not cycle.files and trio.current_time() < self._next_flush and self._ledger.journal():
+            # In the same transaction: with it everything so far survives, and nothing goes back behind it.
+            self._replaced.take()
+            self._replaced.settle()
+            await self._flush_catalog()
+        else:
+            await self.sync_now()
 
     def _is_unsafe(self) -> bool:
         """Whether power loss would cost anything now."""
@@ -199,10 +219,11 @@ class Committer:
         )
 
     async def sync_now(self) -> None:
-        """A hard sync by the caller's own task, for when `run` does not run.
+        """A hard sync that flushes the blobs' own files, while nobody else is at one.
 
         Raises: As `hard_sync`.
         """
+        self._next_flush = trio.current_time() + self._interval_s
         if self._doubt is not None:
             # Write what can be written, but promise nothing: a flush that works after one that failed says
             # nothing about the bytes of the first (fsync(2), "EIO"), and their blobs stay listed as unsynced.
@@ -296,6 +317,7 @@ class Committer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_soft)
             nursery.start_soon(self._run_hard)
+            nursery.start_soon(self._run_drafts)
 
     async def _run_soft(self) -> None:
         while self._doubt is None:
@@ -304,38 +326,30 @@ class Committer:
                 self._commit_or_keep()
 
     async def _run_hard(self) -> None:
-        next_keep = next_flush = trio.current_time() + self._interval_s
-        while True:
-            with trio.move_on_after(self._interval_s):
-                await self._wanted.wait()
-            self._wanted = trio.Event()
-            cycle, self._waiting = self._waiting, None
-            if self._doubt is None:
-                await self.seal_closed()
-                if trio.current_time() >= next_keep:
-                    await self.keep_open()
-                    next_keep = trio.current_time() + self._interval_s
-            if cycle is None and (
-                self._doubt is not None or not (self._is_unsafe() or self._ledger.has_journaled)
-            ):
-                continue
-            try:
-                if self._doubt is not None:
-                    raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
-                journal = cycle is not None and not cycle.files and trio.current_time() < next_flush
-                if journal and self._ledger.journal():
-                    # In the same transaction: with it everything so far survives, and nothing goes back behind it.
-                    self._replaced.take()
-                    self._replaced.settle()
-                    await self._flush_catalog()
-                else:
+        self._next_flush = trio.current_time() + self._interval_s
+        while self._doubt is None:
+            await trio.sleep_until(self._next_flush)
+            async with self._turn:
+                if trio.current_time() < self._next_flush:
+                    continue
+                if not self._is_unsafe() and not self._ledger.has_journaled:
+                    self._next_flush = trio.current_time() + self._interval_s
+                    continue
+                try:
                     await self.sync_now()
-                    next_flush = trio.current_time() + self._interval_s
-            except Exception as exc:
-                if cycle is not None:
-                    cycle.error = exc
-                else:
+                except Exception as exc:
                     log.error("timed sync failed: %s", exc)
-            finally:
-                if cycle is not None:
-                    cycle.done.set()
+
+    async def _run_drafts(self) -> None:
+        """In a task of its own: sealing a draft may take seconds, and no sync is to wait for it."""
+        while self._doubt is None:
+            await trio.sleep(self._interval_s)
+            if await self.tend_drafts():
+                try:
+                    await self.hard_sync()
+                except Exception as exc:
+                    log.error("what was kept of open files is not safe yet: %s", exc)
+
+
+async def _nothing() -> bool:
+    return False

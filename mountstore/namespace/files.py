@@ -444,14 +444,23 @@ class Files:
         if inode.draft is draft:
             self._drafts.record(inode, draft, row)
 
-    async def keep_open(self) -> None:
-        """Have what stays open for writing survive a crash as far as it has arrived; called now and then.
+    async def tend_drafts(self) -> bool:
+        """Seal what could not be sealed when it was closed, and keep what stays open; called now and then.
+
+        Returns: Whether something is recorded that a hard sync has yet to make safe.
+        """
+        await self._sealer.seal_closed()
+        return await self.keep_open()
+
+    async def keep_open(self) -> bool:
+        """Have what stays open for writing survive a crash as far as it has arrived: as `tend_drafts`.
 
         Only what was open and changed at the call before, too: most files are closed by then. A stream that is
         growing fast is left alone, since a file that is being copied is worth nothing before its end. What was
         closed and takes so long to be sealed is kept in its staging file.
         """
         lasting, self._lasting = self._lasting, {}
+        kept = False
         for inode in list(self._drafts.inodes):
             draft = inode.draft
             if draft is None or inode.nlink == 0:
@@ -469,12 +478,15 @@ class Files:
                 if type(draft) is StreamedDraft:
                     if size - lasting[inode.id] < FAST_BYTES:
                         await self._sealer.seal(inode)
+                        kept = True
                     continue
                 if type(draft) is MemoryDraft:
                     draft = self._drafts.spill(inode, draft)
                 if type(draft) is StagedDraft:
                     async with draft.turn:
                         await self._flush_staged(inode, draft)
+                    kept = True
             except Exception as exc:
                 log.error("inode %d: what is written to it cannot be kept yet: %s", inode.id, exc)
+        return kept
 

@@ -250,6 +250,42 @@ async def test_all_who_wait_share_one_sync(store: Store, monkeypatch: pytest.Mon
     assert flushes == 2
 
 
+async def test_who_waits_for_a_sync_that_is_cancelled_gets_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, go_on = threading.Event(), threading.Event()
+    flush_wal = Catalog.flush_wal
+
+    def held(catalog: Catalog) -> None:
+        first.set()
+        assert go_on.wait(60)
+        flush_wal(catalog)
+
+    monkeypatch.setattr(Catalog, "flush_wal", held)
+    done: list[str] = []
+
+    async def sync(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            await store.commits.hard_sync()
+            done.append(name)
+
+    scopes = [trio.CancelScope() for _ in range(4)]
+    store.namespace.create(ROOT, b"one", FILE, USER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sync, "leads", scopes[0])
+        assert await trio.to_thread.run_sync(first.wait, 60)
+        store.namespace.create(ROOT, b"two", FILE, USER)
+        for name, scope in zip(("asked first", "second", "third"), scopes[1:], strict=True):
+            nursery.start_soon(sync, name, scope)
+            await trio.testing.wait_all_tasks_blocked()
+        # What is under way in a worker ends; what has not begun is left to the others who asked.
+        scopes[0].cancel()
+        scopes[1].cancel()
+        go_on.set()
+    assert done == ["leads", "second", "third"]
+    assert not store.commits._is_unsafe()
+
+
 async def test_a_change_during_a_sync_is_not_taken_for_synced(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
