@@ -30,7 +30,7 @@ from mountstore.blobs.verification import check_open_blob, read_blob
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.catalog import Catalog, DraftRow
 from mountstore.namespace.draft_changes import flush, replay, replayed
-from mountstore.namespace.draft_record import Closed, decode, encode, is_whole, promised
+from mountstore.namespace.draft_record import Closed, decode, dirty_ranges, encode, is_whole, promised
 from mountstore.namespace.replaced import Previous, from_row, to_rows
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ def recover_contents(
 
     judge = _Judge(catalog, tree, damaged, frozenset(unsynced))
     restored, lost = [], []
+    drafts: list[DraftRow] = []
     broken = set()
     if damaged:
         for row in catalog.contents():
@@ -106,9 +107,16 @@ def recover_contents(
         )
         catalog.delete_draft(inode)
         if previous.draft is not None:
-            catalog.put_draft(previous.draft._replace(inode=inode))
+            drafts.append(previous.draft._replace(inode=inode))
         catalog.delete_previous(inode)
         restored.append(inode)
+    used = {row.staging for row in catalog.drafts()}
+    for draft in drafts:
+        if draft.staging in used:
+            # Of a file that another name still stands for, or that had another name which was taken, too.
+            draft = _copied(draft, staging)
+        used.add(draft.staging)
+        catalog.put_draft(draft)
     for digest in damaged:
         _move_aside(tree, digest, aside)
         catalog.delete_blob(digest)
@@ -165,6 +173,31 @@ def _settle_drafts(catalog: Catalog, staging: str, *, cold: bool) -> set[int]:
     )
     catalog.delete_draft_changes(changes)
     return set(whole.values())
+
+
+def _copied(row: DraftRow, staging: str) -> DraftRow:
+    """The record of a draft with a staging file of its own, a copy of the recorded one, flushed."""
+    copy = row._replace(staging=f"draft-{row.inode}-{row.staging.rpartition('-')[2]}")
+    try:
+        with (
+            open(os.path.join(staging, row.staging), "rb") as source,
+            open(os.path.join(staging, copy.staging), "wb", opener=_open_private) as target,
+        ):
+            for start, end in dirty_ranges(decode(row.dirty)):
+                while start < end:
+                    length = os.copy_file_range(source.fileno(), target.fileno(), end - start, start, start)
+                    if not length:
+                        break
+                    start += length
+        flush(copy, staging)
+    except (CorruptError, FileNotFoundError):
+        # Reported when the drafts are brought back.
+        return row
+    return copy
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _is_whole(row: DraftRow, record: Closed, staging: str, *, cold: bool) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mountstore.blobs import flush as flush_module
 from mountstore.care.checking import check_store
 from mountstore.care.repair import repair_store
 from mountstore.errors import CorruptError
@@ -39,7 +40,15 @@ class Disk:
             flush(draft)
             self.flushed[os.path.basename(draft.path)] = Path(draft.path).read_bytes()
 
+        flush_path = flush_module.fsync_path
+
+        def note_path(path: str, *flags: int) -> None:
+            flush_path(path, *flags)
+            if os.path.isfile(path):
+                self.flushed[os.path.basename(path)] = Path(path).read_bytes()
+
         monkeypatch.setattr(StagedDraft, "flush", note)
+        monkeypatch.setattr(draft_changes, "fsync_path", note_path)
 
     def after_power_loss(self, store_path: str | None = None) -> str:
         """A copy of the store with all of the catalog, and of staging files what was flushed."""

@@ -11,11 +11,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from mountstore.blobs import flush as flush_module
-from mountstore.namespace import draft_changes
+from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.draft_record import Closed, decode
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT
+from mountstore.namespace.namespace import Caller
 from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.store import Store
 from namespace.test_closed_drafts import Hold, close_unsealed, content, crashed, hold, opened, put_backwards
@@ -159,14 +159,6 @@ async def test_changes_of_a_closed_draft_hold_through_a_second_crash(
         await put_backwards(store, handle, os.urandom(90 * KIB))
         later = await read(store, handle)
         killed = await killed_while_sealing(store, handle, hold, tmp_path)
-    flush_path = flush_module.fsync_path
-
-    def note(path: str, *flags: int) -> None:
-        flush_path(path, *flags)
-        if os.path.isfile(path):
-            disk.flushed[os.path.basename(path)] = Path(path).read_bytes()
-
-    monkeypatch.setattr(draft_changes, "fsync_path", note)
     async with Store.open(killed, commit_s=3600).running() as store:
         assert await content(store, b"f") == later
         cut = disk.after_power_loss(killed)
@@ -343,3 +335,77 @@ async def test_a_closed_draft_that_cannot_be_sealed_is_flushed_after_a_while(
             assert store.catalog.changes() == changes, "once"
         hold.go_on.set()
     assert await found(path) == data
+
+
+async def test_a_sync_does_not_wait_for_the_seal_of_what_a_crash_left(
+    store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(300 * KIB)
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        with monkeypatch.context() as patch:
+            await close_unsealed(store, patch, data)
+            await store.commits.hard_sync()
+            killed = crashed(store_path, tmp_path, "killed")
+        hold.go_on.set()
+    hold.begun.clear()
+    hold.go_on.clear()
+    async with Store.open(killed, commit_s=0.1).running() as store:
+        assert await trio.to_thread.run_sync(hold.begun.wait, 60)
+        for name in (b"a", b"b"):
+            store.namespace.create(ROOT, name, 0o100644, Caller(0, 0))
+            with trio.fail_after(30):
+                await store.commits.hard_sync()
+        flushed = threading.Event()
+        flush_wal = Catalog.flush_wal
+
+        def flush_and_tell(catalog: Catalog) -> None:
+            flush_wal(catalog)
+            flushed.set()
+
+        monkeypatch.setattr(Catalog, "flush_wal", flush_and_tell)
+        store.namespace.create(ROOT, b"c", 0o100644, Caller(0, 0))
+        assert await trio.to_thread.run_sync(flushed.wait, 60), "the timed one neither"
+        hold.go_on.set()
+    assert await found(killed) == data
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_two_files_that_go_back_to_one_draft_have_one_each(
+    store_path: str, disk: Disk, flushed: bool
+) -> None:
+    """Two of the names of a file were taken by others, whose contents did not reach the disk."""
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        handle = await written(store, b"f", os.urandom(100 * KIB))
+        for name in (b"g", b"h"):
+            store.namespace.link(handle.inode.id, ROOT, name)
+        await store.files.write(handle, 10 * KIB, b"promised")
+        await store.files.fsync(handle.inode)
+        if flushed:
+            await store.files.keep_open()
+            await store.files.keep_open()
+            await store.commits.sync_now()
+        promised = await read(store, handle)
+        before = {blob for blob in Path(store_path, "blobs").rglob("*") if blob.is_file()}
+        for name in (b"g", b"h"):
+            other = opened(store, b"other")
+            await store.files.write(other, 0, b"other, over " + name)
+            await store.files.release(other)
+            store.namespace.rename(ROOT, b"other", ROOT, name)
+        store.commits.commit()
+        path = disk.after_power_loss()
+        for blob in Path(path, "blobs").rglob("*"):
+            if blob.is_file() and Path(store_path, blob.relative_to(path)) not in before:
+                os.truncate(blob, 0)
+        await store.files.release(handle)
+    async with Store.open(path, commit_s=3600).running() as store:
+        assert len(set(store.drafts.staging_in_use())) == 3
+        for name in (b"f", b"g", b"h"):
+            handle = opened(store, name)
+            assert await read(store, handle) == promised
+            await store.files.write(handle, 10 * KIB, b"written" + name)
+            killed = disk.after_power_loss(path)
+            await store.files.release(handle)
+            await store.commits.sync_now()
+    assert await found(killed, b"h") in (promised, promised.replace(b"promised", b"writtenh"))
+    for name in (b"f", b"g", b"h"):
+        assert await found(path, name) == promised.replace(b"promised", b"written" + name)
