@@ -284,7 +284,7 @@ class Store:
                 kept = os.path.join(staging, KEPT_NAME)
                 os.makedirs(kept, exist_ok=True)
                 os.rename(entry.path, os.path.join(kept, entry.name))
-                log.warning("%s: an unsealed draft of the last run is kept in %s", entry.name, kept)
+                log.warning("%s: a draft that nothing speaks of any more is kept in %s", entry.name, kept)
             else:
                 os.unlink(entry.path)
 

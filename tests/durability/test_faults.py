@@ -22,8 +22,7 @@ KIB = 1 << 10
 
 TROUBLE = r"Input/output error|disk I/O error|cannot be sealed now|timed sync failed|no more writes are taken"
 
-
-_KEPT = "an unsealed draft of the last run is kept"
+_KEPT = "a draft that nothing speaks of any more is kept"
 
 
 def write(path: Path, data: bytes) -> None:
