@@ -99,11 +99,13 @@ def test_closed_files_survive_once_they_are_committed(mount: LiveMount) -> None:
 _WORKER = """
 import os, random, sys
 root, number = sys.argv[1:]
+# Not by its path: once the dead mount is taken away, that is the directory below.
+os.chdir(root)
 choice = random.Random(int(number))
 done = 0
 while True:
     done += 1
-    name = f"{root}/{number}-{done % 20}"
+    name = f"{number}-{done % 20}"
     size = choice.choice([0, 10, 4096, 60_000, 300_000])
     data = b"%s %d %d " % (number.encode(), done, size) * (size // 12 + 1)
     try:
@@ -113,7 +115,7 @@ while True:
         os.close(fd)
         os.rename(name + ".new", name)
         if done % 3 == 0:
-            fd = os.open(root, os.O_RDONLY)
+            fd = os.open(".", os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
             print("safe", done % 20, done, size, flush=True)
