@@ -567,7 +567,8 @@ class Catalog:
         self.say("DELETE FROM previous WHERE inode = ?", (inode,))
 
     def clear_previous(self) -> None:
-        self.say("DELETE FROM previous")
+        # Without a condition SQLite would write the table anew also when it is empty, as it is with most syncs.
+        self.say("DELETE FROM previous WHERE true")
 
     def previous(self) -> list[PreviousRow]:
         return self._execute("SELECT * FROM previous").fetchall()

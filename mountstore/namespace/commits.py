@@ -33,6 +33,8 @@ from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import InodeTable
 from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.replaced import Replaced
+from mountstore.namespace.turn import Turn
+from mountstore.namespace.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,9 @@ class Committer:
         self._on_doubt = on_doubt
         # The hard sync that has been asked for and not begun; there is one at a time.
         self._waiting: _Cycle | None = None
-        self._turn = trio.Lock()
+        self._turn = Turn()
+        # A flush is not to wait for contents.
+        self._worker = Workers(1)
         self._next_flush = 0.0
         self._synced_at_change = -1
         self._doubt: Exception | None = None
@@ -234,7 +238,7 @@ class Committer:
         self._replaced.take()
         everything, self._ledger.suspect = self._ledger.suspect, False
         try:
-            await trio.to_thread.run_sync(self._flush_blobs, list(taken.values()), everything)
+            await self._worker.run(self._flush_blobs, list(taken.values()), everything)
         except BaseException as exc:
             self._ledger.put_back(taken)
             self._replaced.put_back()
@@ -262,7 +266,7 @@ class Committer:
         self.syncs += 1
         changes = self._catalog.changes()
         try:
-            await trio.to_thread.run_sync(self._catalog.flush_wal)
+            await self._worker.run(self._catalog.flush_wal)
         except FlushFailedError as exc:
             self.doubt(exc)
             raise
@@ -276,15 +280,15 @@ class Committer:
 
     async def _fold_wal(self) -> None:
         """Move what the WAL holds into the database file, so that SQLite begins it anew with the next change."""
-        await trio.to_thread.run_sync(self._checkpoint)
+        await self._worker.run(self._checkpoint)
         if self._catalog.wal_bytes() <= WAL_MAX:
             # Now nearly nothing is left to move: if that can be done before the next change, the WAL begins anew.
             self.commit(pause=True)
-            await trio.to_thread.run_sync(self._checkpoint)
+            await self._worker.run(self._checkpoint)
             return
         # The changes never pause, and it has grown for long: the rest is moved while nobody can change anything.
         self.commit()
-        await trio.to_thread.run_sync(self._checkpoint)
+        await self._worker.run(self._checkpoint)
         self.commit(pause=True)
         self._checkpoint()
 
@@ -309,6 +313,10 @@ class Committer:
                 exc,
             )
             self._on_doubt()
+
+    def close(self) -> None:
+        """End the worker; no sync may be under way."""
+        self._worker.close()
 
     # --- running ---
 

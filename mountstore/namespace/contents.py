@@ -23,6 +23,7 @@ from mountstore.blobs.reader import (
 from mountstore.blobs.tree import BalancedTree
 from mountstore.namespace.fetch_ahead import FetchAhead
 from mountstore.namespace.inodes import Inode
+from mountstore.namespace.workers import Workers
 
 _T = TypeVar("_T")
 
@@ -85,7 +86,7 @@ class Contents:
     ) -> None:
         self._tree = tree
         self._ledger = ledger
-        self._workers = trio.CapacityLimiter(_WORKERS)
+        self._workers = Workers(_WORKERS)
         self._descriptors = DescriptorCache()
         self._readers: WeakSet[ContentReader] = WeakSet()
         self._additions: set[trio.Event] = set()
@@ -184,12 +185,13 @@ class Contents:
 
     async def in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Run what blocks on data that nobody else changes."""
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._workers)
+        return await self._workers.run(function, *arguments)
 
     def close_idle(self) -> int:
         """Close descriptors that nobody uses, since there are too few; how many that were."""
         return self._descriptors.close_idle()
 
     def close(self) -> None:
-        """Close all descriptors that nobody uses."""
+        """Close all descriptors that nobody uses, and end the workers."""
         self._descriptors.close_idle()
+        self._workers.close()

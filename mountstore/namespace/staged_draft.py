@@ -28,6 +28,7 @@ from mountstore.namespace.arrivals import Arrivals
 from mountstore.namespace.catalog import DraftRow
 from mountstore.namespace.draft_record import Closed, Ranges, Sum, decode, dirty_ranges, encode, sums_of
 from mountstore.namespace.ranges import RangeSet
+from mountstore.namespace.turn import Turn
 
 SCATTERED_MAX = 8192
 """Dirty ranges of a draft that may be recorded: with every fsync all of them are written, some 10 bytes each."""
@@ -117,7 +118,7 @@ class StagedDraft:
         # So much lies in `draft_change`, since the staging file was last flushed.
         self.changes_bytes = 0
         # One flush at a time: who comes next relies on it.
-        self.turn = trio.Lock()
+        self.turn = Turn()
         self.claimed = 0
         self.file_claimed = False
         self.recorded = Recorded.NOTHING

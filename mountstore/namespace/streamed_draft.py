@@ -16,6 +16,7 @@ import trio
 from mountstore.blobs.content import Content, Sealed
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.seal import StreamingSeal
+from mountstore.namespace.turn import Turn
 
 PARKED_MAX = 64 << 20
 """How far ahead of a stream, and how much, bytes may arrive. A page that is changed while the kernel writes it
@@ -76,7 +77,7 @@ class StreamedDraft:
         self.parked: dict[int, bytes] = {}
         self._parked_at: list[int] = []
         self.parked_bytes = 0
-        self.turn = trio.Lock()
+        self.turn = Turn()
         # Whether the last `feed` failed: there are bytes in memory that should be on the disk.
         self.stuck = False
         self._finishing = False

@@ -310,6 +310,7 @@ class Store:
 
     def _close(self) -> None:
         self.contents.close()
+        self.commits.close()
         if not self.read_only:
             self._known.close()
         try:

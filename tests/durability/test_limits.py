@@ -164,7 +164,7 @@ def test_a_quota_that_stops_the_catalog_puts_nothing_in_doubt(in_memory: Path) -
 
 
 def test_a_daemon_without_descriptors_says_so_and_goes_on_when_files_are_closed(make_mount: MountMaker) -> None:
-    mount = make_mount(prelude="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))")
+    mount = make_mount(prelude="import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))")
     root = mount.path
     choice = random.Random(2)
     contents = {root / f"f{number}": bytearray(choice.randbytes(9 * MIB)) for number in range(24)}

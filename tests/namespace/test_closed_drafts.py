@@ -307,9 +307,10 @@ async def test_a_closed_draft_that_is_changed_again_goes_back_to_nothing_older(
             handle = opened(store, b"f")
             await store.files.write(handle, len(data), b"more")
             flush = StagedDraft.flush
+            token = trio.lowlevel.current_trio_token()
 
             def flush_slowly(draft: StagedDraft) -> None:
-                trio.from_thread.run(store.files.write, handle, len(data) + 4, b" and more")
+                trio.from_thread.run(store.files.write, handle, len(data) + 4, b" and more", trio_token=token)
                 flush(draft)
 
             patch.setattr(StagedDraft, "flush", flush_slowly)

@@ -99,9 +99,11 @@ async def test_a_truncation_during_a_flush_is_promised_by_the_next(
         async def truncate() -> None:
             await store.files.truncate(handle.inode, size, privileged=True)
 
+        token = trio.lowlevel.current_trio_token()
+
         def truncate_meanwhile() -> None:
-            trio.from_thread.run_sync(nursery.start_soon, truncate)
-            trio.from_thread.run(wait_all_tasks_blocked)
+            trio.from_thread.run_sync(nursery.start_soon, truncate, trio_token=token)
+            trio.from_thread.run(wait_all_tasks_blocked, trio_token=token)
 
         during_flush(monkeypatch, truncate_meanwhile)
         async with trio.open_nursery() as nursery:
@@ -127,9 +129,11 @@ async def test_a_flush_that_fails_leaves_nothing_fresh_that_is_not_dirty(
             for size in (50 * KIB, 100 * KIB):
                 await store.files.truncate(handle.inode, size, privileged=True)
 
+        token = trio.lowlevel.current_trio_token()
+
         def change_and_fail() -> None:
-            trio.from_thread.run_sync(nursery.start_soon, change)
-            trio.from_thread.run(wait_all_tasks_blocked)
+            trio.from_thread.run_sync(nursery.start_soon, change, trio_token=token)
+            trio.from_thread.run(wait_all_tasks_blocked, trio_token=token)
             raise OSError(24, "EMFILE")
 
         during_flush(monkeypatch, change_and_fail)
