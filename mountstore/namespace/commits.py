@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 SOFT_INTERVAL_S = 0.25
 
+_RETRY_S = 5.0
+"""What could not be sealed is tried again at least so often."""
+
 _FAILURES_MAX = 8
 """Timed commits that may fail one after the other, but for a full disk, before writes are stopped."""
 
@@ -105,10 +108,11 @@ class Committer:
         """Since the mount began."""
         self.syncs = 0
         """Hard ones, since the mount began."""
-        # Set by the store: staging files to delete after the sync, and what drafts need now and then, which says
-        # whether a sync is to follow.
+        # Set by the store: staging files to delete after the sync, drafts to try again, and those to record
+        # because their files stay open.
         self.take_retired: Callable[[], list[str]] = list
-        self.tend_drafts: Callable[[], Awaitable[bool]] = _nothing
+        self.seal_closed: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.keep_open: Callable[[], Awaitable[bool]] = _nothing
         self.on_full: Callable[[bool], None] = lambda full: None
 
     # --- soft ---
@@ -178,13 +182,14 @@ class Committer:
           OSError, NoSpaceError: It does not.
           ReadOnlyError: An earlier sync failed, so nobody can say.
         """
-        if self._doubt is not None:
-            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+        self._require_no_doubt()
         if self._catalog.read_only:
             # Nothing was done here, and nobody would answer.
             return
         if self._waiting is None:
-            if not self._is_unsafe() and not (files and self._ledger.has_journaled):
+            # What a sync under way has taken is in the journal no more, and in its file not yet.
+            files_unsafe = files and (self._ledger.has_journaled or self._turn.taken)
+            if not self._is_unsafe() and not files_unsafe:
                 return
             self._waiting = _Cycle()
         cycle = self._waiting
@@ -203,8 +208,7 @@ class Committer:
             raise cycle.error
 
     async def _sync(self, cycle: _Cycle) -> None:
-        if self._doubt is not None:
-            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+        self._require_no_doubt()
         if not cycle.files and trio.current_time() < self._next_flush and self._ledger.journal():
             # In the same transaction: with it everything so far survives, and nothing goes back behind it.
             self._replaced.take()
@@ -232,7 +236,7 @@ class Committer:
             # Write what can be written, but promise nothing: a flush that works after one that failed says
             # nothing about the bytes of the first (fsync(2), "EIO"), and their blobs stay listed as unsynced.
             self.commit()
-            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+            self._require_no_doubt()
         retired, self._retired = [*self._retired, *self.take_retired()], []
         taken = self._ledger.take_unsynced()
         self._replaced.take()
@@ -298,6 +302,10 @@ class Committer:
         else:
             self._tree.fsync(*paths)
 
+    def _require_no_doubt(self) -> None:
+        if self._doubt is not None:
+            raise ReadOnlyError("an earlier flush to disk failed") from self._doubt
+
     @property
     def in_doubt(self) -> bool:
         """Whether a flush failed, so that no more writes are taken."""
@@ -325,7 +333,9 @@ class Committer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_soft)
             nursery.start_soon(self._run_hard)
-            nursery.start_soon(self._run_drafts)
+            # In tasks of their own: sealing takes seconds if there is much, and nothing is to wait for it.
+            nursery.start_soon(self._run_now_and_then, min(self._interval_s, _RETRY_S), self._retry_seals)
+            nursery.start_soon(self._run_now_and_then, self._interval_s, self._keep_drafts)
 
     async def _run_soft(self) -> None:
         while self._doubt is None:
@@ -348,15 +358,22 @@ class Committer:
                 except Exception as exc:
                     log.error("timed sync failed: %s", exc)
 
-    async def _run_drafts(self) -> None:
-        """In a task of its own: sealing a draft may take seconds, and no sync is to wait for it."""
+    async def _run_now_and_then(self, interval_s: float, act: Callable[[], Awaitable[None]]) -> None:
+        next_s = trio.current_time() + interval_s
         while self._doubt is None:
-            await trio.sleep(self._interval_s)
-            if await self.tend_drafts():
-                try:
-                    await self.hard_sync()
-                except Exception as exc:
-                    log.error("what was kept of open files is not safe yet: %s", exc)
+            await trio.sleep_until(next_s)
+            next_s = trio.current_time() + interval_s
+            await act()
+
+    async def _retry_seals(self) -> None:
+        await self.seal_closed()
+
+    async def _keep_drafts(self) -> None:
+        if await self.keep_open():
+            try:
+                await self.hard_sync()
+            except Exception as exc:
+                log.error("what was kept of open files is not safe yet: %s", exc)
 
 
 async def _nothing() -> bool:

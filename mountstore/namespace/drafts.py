@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
 
 import trio
 
@@ -27,6 +26,7 @@ from mountstore.namespace.draft_changes import (
     CHANGE_RANGES_MAX,
     CHANGES_BYTES_MAX,
     encode_change,
+    replayed,
 )
 from mountstore.namespace.draft_record import closed, encode, flushed, promised, resized
 from mountstore.namespace.inodes import Change, Inode, InodeTable
@@ -227,9 +227,7 @@ class Drafts:
             raise
         return staged
 
-    def stage_stream(
-        self, inode: Inode, streamed: StreamedDraft, pending: Iterable[bytes | bytearray]
-    ) -> StagedDraft:
+    def stage_stream(self, inode: Inode, streamed: StreamedDraft) -> StagedDraft:
         """Write a whole stream that cannot be finished to a staging file, for `unstream`; blocks, any thread.
 
         Raises: OSError, CorruptError, BlobMissingError; then nothing is left of it.
@@ -237,7 +235,7 @@ class Drafts:
         staged = StagedDraft(self._new_path(inode), streamed.base, None)
         staged.base_limit = staged.size_bytes = 0
         try:
-            for offset, data in streamed.contents(pending):
+            for offset, data in streamed.contents():
                 staged.put(offset, data)
                 staged.mark(offset, len(data))
             # Holes at the end.
@@ -375,6 +373,17 @@ class Drafts:
         before = self._record_of(inode, draft)
         self._catalog.put_draft(closed(draft.to_row(inode.id), sums, before))
         draft.recorded = Recorded.CLOSED
+
+    def outgrows_record(self, inode: Inode, draft: StagedDraft, size: int) -> bool:
+        """Whether a recorded draft has something below `size` that its record has not: zeros, if that were as
+        long."""
+        if not draft.fresh.overlaps(0, size):
+            return False
+        row = self._catalog.get_draft(inode.id)
+        assert row is not None
+        if draft.changes_bytes:
+            row = replayed(row, self._catalog.draft_changes()[row.staging])
+        return draft.fresh.overlaps(row.size, size)
 
     def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:
         """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""

@@ -5,7 +5,7 @@ files) goes to worker threads; meanwhile `Inode.busy` is set, and whoever would 
 it. Between two awaits every method leaves the inode consistent.
 
 A draft is sealed when the last writer closes. If that fails (a full disk), the draft stays, is read as
-before, and is tried again at every hard sync: nothing acknowledged is given up while the process lives.
+before, and is tried again every few seconds: nothing acknowledged is given up while the process lives.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class Files:
                 with trio.CancelScope(shield=True):
                     await self._contents.in_thread(draft.feed, _TURN_BYTES, tell)
             except BaseException:
-                draft.note_failed()
+                draft.note_taken()
                 raise
             finally:
                 draft.feeding = False
@@ -350,10 +350,16 @@ class Files:
         async with draft.turn:
             if inode.draft is not draft or inode.busy is not None or draft.is_fixed:
                 return False
+            # What has no name is promised to nobody, but for a note of what its name stood for.
+            recorded = draft.recorded is Recorded.FLUSHED and inode.nlink > 0
+            if recorded and self._drafts.outgrows_record(inode, draft, size):
+                await draft.wait_quiet()
+                if inode.draft is draft and not self._drafts.record_changes(inode, draft):
+                    await self._flush_staged(inode, draft)
+                return False
             inode.change.touch(size)
             draft.truncate(size)
-            # What has no name is promised to nobody, but for a note of what its name stood for.
-            if draft.recorded is Recorded.FLUSHED and inode.nlink > 0:
+            if recorded:
                 self._drafts.record_size(inode, draft, size)
         return True
 
@@ -444,20 +450,14 @@ class Files:
         if inode.draft is draft:
             self._drafts.record(inode, draft, row)
 
-    async def tend_drafts(self) -> bool:
-        """Seal what could not be sealed when it was closed, and keep what stays open; called now and then.
-
-        Returns: Whether something is recorded that a hard sync has yet to make safe.
-        """
-        await self._sealer.seal_closed()
-        return await self.keep_open()
-
     async def keep_open(self) -> bool:
-        """Have what stays open for writing survive a crash as far as it has arrived: as `tend_drafts`.
+        """Have what stays open for writing survive a crash as far as it has arrived; called now and then.
 
         Only what was open and changed at the call before, too: most files are closed by then. A stream that is
         growing fast is left alone, since a file that is being copied is worth nothing before its end. What was
         closed and takes so long to be sealed is kept in its staging file.
+
+        Returns: Whether something is recorded that a hard sync has yet to make safe.
         """
         lasting, self._lasting = self._lasting, {}
         kept = False
@@ -465,10 +465,9 @@ class Files:
             draft = inode.draft
             if draft is None or inode.nlink == 0:
                 continue
-            if inode.writers > 0:
-                if inode.busy is not None:
-                    continue
-            elif type(draft) is not StagedDraft or draft.is_promised:
+            if type(draft) is StagedDraft and draft.is_promised:
+                continue
+            if inode.busy is not None if inode.writers > 0 else type(draft) is not StagedDraft:
                 continue
             size = draft.size_bytes
             self._lasting[inode.id] = size

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -177,11 +178,11 @@ def _settle_drafts(catalog: Catalog, staging: str, *, cold: bool) -> set[int]:
 
 def _copied(row: DraftRow, staging: str) -> DraftRow:
     """The record of a draft with a staging file of its own, a copy of the recorded one, flushed."""
-    copy = row._replace(staging=f"draft-{row.inode}-{row.staging.rpartition('-')[2]}")
+    copy = row._replace(staging=f"draft-{row.inode}-{time.time_ns():x}")
     try:
         with (
             open(os.path.join(staging, row.staging), "rb") as source,
-            open(os.path.join(staging, copy.staging), "wb", opener=_open_private) as target,
+            open(os.path.join(staging, copy.staging), "xb", opener=_open_private) as target,
         ):
             for start, end in dirty_ranges(decode(row.dirty)):
                 while start < end:

@@ -113,10 +113,11 @@ class Sealer:
             return await in_thread(self._seal_memory, draft.data)
         if type(draft) is StreamedDraft:
             async with draft.turn:
-                # If it fails the stream has taken the bytes all the same, and the next attempt goes on; so
-                # nothing may come between taking and feeding them.
-                with trio.CancelScope(shield=True):
-                    return await in_thread(draft.finish, draft.take_pending())
+                try:
+                    return await in_thread(draft.finish)
+                finally:
+                    # Also if it failed; then the next attempt goes on with what is left.
+                    draft.note_taken()
         assert type(draft) is StagedDraft
         await draft.wait_quiet()
         if inode.writers == 0 and draft.dirty.total() >= _LONG_SEAL_BYTES:
@@ -225,9 +226,7 @@ class Sealer:
             if type(draft) is MemoryDraft:
                 draft = self._drafts.spill(inode, draft)
             elif type(draft) is StreamedDraft:
-                staged = await self._contents.in_thread(
-                    self._drafts.stage_stream, inode, draft, draft.take_pending()
-                )
+                staged = await self._contents.in_thread(self._drafts.stage_stream, inode, draft)
                 self._drafts.unstream(inode, draft, staged)
                 draft = staged
             if type(draft) is StagedDraft:

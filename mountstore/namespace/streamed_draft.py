@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import trio
@@ -180,8 +180,9 @@ class StreamedDraft:
         while self._waiting and self._waiting[0][0] <= self.fed_bytes:
             self._waiting.popleft()[1].set()
 
-    def note_failed(self) -> None:
-        """`feed` has failed, in the thread that owns the draft: the stream has taken the bytes all the same."""
+    def note_taken(self) -> None:
+        """`feed` has failed, or `finish` has ended either way: what the stream has taken it has, placed or not. In
+        the thread that owns the draft."""
         self.note_fed(self.pending_bytes - sum(map(len, self._pending)))
 
     def feed(self, most: int, fed: Callable[[int], None]) -> None:
@@ -205,59 +206,49 @@ class StreamedDraft:
             self.stuck = True
             raise
 
-    def take_pending(self) -> list[bytes | bytearray]:
-        """The last bytes, for `finish`; whoever holds `turn` does both."""
-        pending = list(self._pending)
-        self._pending.clear()
-        self.note_fed(self.pending_bytes)
-        return pending
-
     def stored(self) -> list[Digest]:
         """Blobs placed so far; whoever asks holds `turn`."""
         return self._stream.stored()
 
-    def contents(self, pending: Iterable[bytes | bytearray]) -> Iterator[tuple[int, bytes]]:
+    def contents(self) -> Iterator[tuple[int, bytes]]:
         """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks.
-
-        Args:
-          pending: From `take_pending`.
 
         Raises: CorruptError, BlobMissingError, OSError: A piece that was placed cannot be read.
         """
-        return self._contents(pending, 0, self.size_bytes)
+        return self._contents(0, self.size_bytes)
 
     def pread(self, offset: int, length: int) -> bytes:
-        """After a `finish` that failed, and so with nothing pending: bytes, fewer only at the end; blocks.
+        """After a `finish` that failed: bytes, fewer only at the end; blocks.
 
         Raises: As `contents`.
         """
         stop = min(offset + length, self.size_bytes)
         found = bytearray(max(stop - offset, 0))
-        for start, data in self._contents((), offset, stop):
+        for start, data in self._contents(offset, stop):
             first, last = max(start, offset), min(start + len(data), stop)
             if first < last:
                 found[first - offset : last - offset] = data[first - start : last - start]
         return bytes(found)
 
-    def _contents(
-        self, pending: Iterable[bytes | bytearray], start: int, stop: int
-    ) -> Iterator[tuple[int, bytes]]:
+    def _contents(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         self._finishing = True
         # Whatever it is that fails, everything the stream was given is in pieces then, placed or not.
+        while self._pending:
+            with suppress(Exception):
+                self._stream.feed(self._pending.popleft())
         with suppress(Exception):
-            self._stream.feed(*pending)
             self._stream.finish()
         yield from self._stream.contents(start, stop)
         yield from self.parked.items()
 
-    def finish(self, pending: list[bytes | bytearray]) -> Sealed:
-        """The content of the stream and these last bytes, from `take_pending`; blocks.
+    def finish(self) -> Sealed:
+        """The content of the stream, with what is pending; blocks. `turn` is held, and `note_taken` called next.
 
         Nothing can be written to it any more, even if this fails; then it can be called again.
 
         Raises: as `StreamingSeal.finish`.
         """
         self._finishing = True
-        if pending:
-            self._stream.feed(*pending)
+        while self._pending:
+            self._stream.feed(self._pending.popleft())
         return self._stream.finish()

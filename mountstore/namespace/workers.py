@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 import outcome
 import trio
 
-from mountstore.namespace.turn import Turn
-
 _T = TypeVar("_T")
 
 _Signal = tuple[socket.socket, socket.socket]
@@ -43,45 +41,63 @@ class Workers:
     """Threads of one owner, made as they are needed.
 
     Args:
-      count: So many calls may be under way at a time; others wait.
+      count: So many calls may be under way at a time; others wait, first come, first served.
     """
 
     def __init__(self, count: int) -> None:
-        self._turn = Turn(count)
+        self._count = count
         self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        # As many as threads have nothing to do.
+        # As many as threads have nothing to do; `_free` counts those that nobody is about to take.
         self._idle: list[_Signal] = []
+        self._free = trio.Semaphore(0)
 
     async def run(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Call a function in one of the threads. Whoever is cancelled meanwhile still waits for its end.
 
-        Raises: What it raises; OSError, RuntimeError: Another thread is needed, and cannot be had.
+        Raises: What it raises; OSError, RuntimeError: There is no thread yet, and none can be had.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        async with self._turn:
-            signal = self._idle.pop() if self._idle else self._start()
-            call = _Call(function, arguments, signal)
-            self._calls.put(call)
-            with trio.CancelScope(shield=True):
-                await trio.lowlevel.wait_readable(signal[0])
-            signal[0].recv(1)
-            self._idle.append(signal)
+        try:
+            self._free.acquire_nowait()
+        except trio.WouldBlock:
+            if not self._start():
+                await self._free.acquire()
+        signal = self._idle.pop()
+        call = _Call(function, arguments, signal)
+        self._calls.put(call)
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.wait_readable(signal[0])
+        signal[0].recv(1)
+        self._idle.append(signal)
+        self._free.release()
         assert call.result is not None
         return call.result.unwrap()
 
-    def _start(self) -> _Signal:
-        """Begin another thread; the signal that comes with it."""
-        signal = socket.socketpair()
+    def _start(self) -> bool:
+        """Begin another thread, for who asks; False if those there are must do.
+
+        Raises: OSError, RuntimeError: There are none.
+        """
+        if len(self._threads) == self._count:
+            return False
         try:
-            # A process that ends in spite of a call does not wait for it.
-            thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
-            thread.start()
-        except BaseException:
-            _close(signal)
-            raise
+            signal = socket.socketpair()
+            try:
+                # A process that ends in spite of a call does not wait for it.
+                name = f"worker-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                thread.start()
+            except BaseException:
+                _close(signal)
+                raise
+        except (OSError, RuntimeError):
+            if not self._threads:
+                raise
+            return False
         self._threads.append(thread)
-        return signal
+        self._idle.append(signal)
+        return True
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -90,12 +106,11 @@ class Workers:
             del call
 
     def close(self) -> None:
-        """End the threads. No call may be under way."""
+        """End the threads, for good. No call may be under way."""
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:
             thread.join()
-        self._threads.clear()
         while self._idle:
             _close(self._idle.pop())
 

@@ -168,7 +168,8 @@ class Store:
         if not self.read_only:
             self.tree.trusted = self._known
         self.commits.take_retired = self.drafts.take_retired
-        self.commits.tend_drafts = self.files.tend_drafts
+        self.commits.seal_closed = self.sealer.seal_closed
+        self.commits.keep_open = self.files.keep_open
         self.commits.on_full = self._set_full
         self.catalog.mapped_index.on_scarce = self.space.ask_again
         self.namespace.on_replaced = self.drafts.note_taken_over

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -284,6 +285,40 @@ async def test_who_waits_for_a_sync_that_is_cancelled_gets_another(
         go_on.set()
     assert done == ["leads", "second", "third"]
     assert not store.commits._is_unsafe()
+
+
+async def test_who_wants_the_files_flushed_waits_for_a_sync_that_has_begun_to(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in the journal is not any more, and not in its file yet."""
+    await store.commits.hard_sync()
+    await write_file(store, b"f", b"small")
+    await store.commits.hard_sync()
+    assert store.ledger.has_journaled
+    begun, go_on = threading.Event(), threading.Event()
+    fsync = BalancedTree.fsync
+    flushed: list[str] = []
+
+    def held(tree: BalancedTree, *paths: str) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        fsync(tree, *paths)
+        flushed.extend(paths)
+
+    monkeypatch.setattr(BalancedTree, "fsync", held)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(store.commits.hard_sync, files=True))
+        assert await trio.to_thread.run_sync(begun.wait, 60)
+        ended: list[int] = []
+
+        async def ask() -> None:
+            await store.commits.hard_sync(files=True)
+            ended.append(len(flushed))
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert ended == [1]
 
 
 async def test_a_change_during_a_sync_is_not_taken_for_synced(

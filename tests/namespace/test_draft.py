@@ -200,7 +200,7 @@ def test_a_stream_takes_bytes_a_little_out_of_order(
             draft.feed(choice.choice([1, len(whole) + 1]), draft.note_fed)
     assert draft.parked == {}
     assert draft.size_bytes == len(whole)
-    sealed = draft.finish(draft.take_pending())
+    sealed = draft.finish()
     assert sealed.content.size_bytes == len(whole)
     assert read(tree, sealed.content) == whole
 
@@ -235,7 +235,7 @@ def test_feeding_ends_where_it_was_told_to_and_goes_on_there(tmp_path: Path) -> 
     assert told == [10, 10, 10, 10, 10]
     draft.note_fed(30)
     assert (draft.pending_bytes, draft.end) == (0, 50)
-    assert draft.finish(draft.take_pending()).content.size_bytes == 50
+    assert draft.finish().content.size_bytes == 50
 
 
 def test_bytes_that_a_failed_feed_took_are_not_pending_and_not_lost(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_bytes_that_a_failed_feed_took_are_not_pending_and_not_lost(tmp_path: Pa
     with mock.patch.object(BalancedTree, "add_bytes", side_effect=OSError(errno.ENOSPC, "full")):
         with pytest.raises(OSError):
             draft.feed(1 << 30, draft.note_fed)
-        draft.note_failed()
+        draft.note_taken()
         left = draft.pending_bytes
         assert 0 <= left < sum(map(len, parts))
         with pytest.raises(OSError):
@@ -256,7 +256,7 @@ def test_bytes_that_a_failed_feed_took_are_not_pending_and_not_lost(tmp_path: Pa
         assert draft.pending_bytes == left, "a second failure takes nothing more"
     draft.feed(1 << 30, draft.note_fed)
     assert draft.pending_bytes == 0
-    content = draft.finish(draft.take_pending()).content
+    content = draft.finish().content
     reader = ContentReader(tree, content, None, VerifiedBlobs(), DescriptorCache())
     assert reader.pread(0, content.size_bytes + 1) == b"".join(parts)
 
@@ -287,7 +287,7 @@ async def test_who_waits_for_a_stream_is_let_go_in_order(tmp_path: Path) -> None
             draft.wake_next()
             await wait_all_tasks_blocked()
             assert woken[2:] == [30]
-            draft.take_pending()
+            draft.note_fed(20)
 
 
 def test_a_stream_refuses_what_does_not_continue_it(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_stream_refuses_what_does_not_continue_it(tmp_path: Path) -> None:
     assert draft.size_bytes == 25
     assert draft.write(10, b"abcdefghij")
     assert (draft.parked, draft.end) == ({}, 25)
-    draft.finish(draft.take_pending())
+    draft.finish()
 
 
 def test_a_stream_takes_its_last_page_again_with_more(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_stream_takes_its_last_page_again_with_more(tmp_path: Path) -> None:
     assert (draft.size_bytes, draft.parked_bytes) == (26, 6)
     assert draft.write(16, b"ghij")
     assert (draft.size_bytes, draft.parked, draft.parked_bytes, draft.end) == (26, {}, 0, 26)
-    assert read(tree, draft.finish(draft.take_pending()).content) == b"0123456789abcdefghijklmnop"
+    assert read(tree, draft.finish().content) == b"0123456789abcdefghijklmnop"
 
 
 def test_the_end_of_a_stream_may_be_repeated_for_one_page(tmp_path: Path) -> None:
@@ -332,4 +332,4 @@ def test_the_end_of_a_stream_may_be_repeated_for_one_page(tmp_path: Path) -> Non
         assert draft.write(start, data[start : min(start + 100, 2 * TAIL_BYTES)])
     assert not draft.write(TAIL_BYTES - 1, data[TAIL_BYTES - 1 :])
     assert draft.write(TAIL_BYTES, data[TAIL_BYTES:])
-    assert read(tree, draft.finish(draft.take_pending()).content) == data
+    assert read(tree, draft.finish().content) == data

@@ -11,12 +11,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from mountstore.namespace import commits
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.draft_record import Closed, decode
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.staged_draft import StagedDraft
+from mountstore.namespace.streamed_draft import StreamedDraft
+from mountstore.namespace.workers import Workers
 from mountstore.store import Store
 from namespace.test_closed_drafts import Hold, close_unsealed, content, crashed, hold, opened, put_backwards
 from namespace.test_draft_changes import Disk, disk, found, written
@@ -373,12 +376,14 @@ async def test_a_sync_does_not_wait_for_the_seal_of_what_a_crash_left(
     assert await found(killed) == data
 
 
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("flushed", [False, True])
 async def test_two_files_that_go_back_to_one_draft_have_one_each(
-    store_path: str, disk: Disk, flushed: bool
+    store_path: str, disk: Disk, flushed: bool, older: bool
 ) -> None:
     """Two of the names of a file were taken by others, whose contents did not reach the disk."""
     async with Store.open(store_path, commit_s=3600).running() as store:
+        others = [opened(store, b"other " + name) for name in (b"g", b"h")] if older else []
         handle = await written(store, b"f", os.urandom(100 * KIB))
         for name in (b"g", b"h"):
             store.namespace.link(handle.inode.id, ROOT, name)
@@ -391,16 +396,21 @@ async def test_two_files_that_go_back_to_one_draft_have_one_each(
         promised = await read(store, handle)
         before = {blob for blob in Path(store_path, "blobs").rglob("*") if blob.is_file()}
         for name in (b"g", b"h"):
-            other = opened(store, b"other")
+            other = others.pop(0) if others else opened(store, b"other " + name)
             await store.files.write(other, 0, b"other, over " + name)
             await store.files.release(other)
-            store.namespace.rename(ROOT, b"other", ROOT, name)
+            store.namespace.rename(ROOT, b"other " + name, ROOT, name)
+        if older:
+            # It goes back to it itself, too.
+            await store.files.write(handle, 20 * KIB, b"later")
+            await store.files.release(handle)
         store.commits.commit()
         path = disk.after_power_loss()
         for blob in Path(path, "blobs").rglob("*"):
             if blob.is_file() and Path(store_path, blob.relative_to(path)) not in before:
                 os.truncate(blob, 0)
-        await store.files.release(handle)
+        if not older:
+            await store.files.release(handle)
     async with Store.open(path, commit_s=3600).running() as store:
         assert len(set(store.drafts.staging_in_use())) == 3
         for name in (b"f", b"g", b"h"):
@@ -413,3 +423,96 @@ async def test_two_files_that_go_back_to_one_draft_have_one_each(
     assert await found(killed, b"h") in (promised, promised.replace(b"promised", b"writtenh"))
     for name in (b"f", b"g", b"h"):
         assert await found(path, name) == promised.replace(b"promised", b"written" + name)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("size", [150 * KIB, 300 * KIB])
+async def test_a_truncation_records_no_zeros_for_what_was_not_flushed(
+    store_path: str, tmp_path: Path, disk: Disk, flushed: bool, size: int
+) -> None:
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        handle = await written(store, b"f", os.urandom(100 * KIB))
+        await store.files.write(handle, 0, b"promised")
+        if flushed:
+            await store.files.keep_open()
+            await store.files.keep_open()
+        await store.files.fsync(handle.inode)
+        old = await read(store, handle)
+        await store.files.write(handle, 100 * KIB, os.urandom(100 * KIB))
+        longer = await read(store, handle)
+        await store.files.truncate(handle.inode, size, privileged=True)
+        new = await read(store, handle)
+        store.commits.commit()
+        killed = crashed(store_path, tmp_path, "killed")
+        await store.files.fsync(handle.inode)
+        path = disk.after_power_loss()
+        await store.files.release(handle)
+    assert await found(killed) in (old, longer, new)
+    assert await found(path) == new
+
+
+async def test_what_stays_open_is_kept_although_a_seal_takes_long(
+    store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so is what is being sealed."""
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        with monkeypatch.context() as patch:
+            await close_unsealed(store, patch, os.urandom(300 * KIB))
+            await store.commits.hard_sync()
+            killed = crashed(store_path, tmp_path, "killed")
+        hold.go_on.set()
+    hold.begun.clear()
+    hold.go_on.clear()
+    both = threading.Event()
+    kept: set[str] = set()
+    flush = StagedDraft.flush
+
+    def flush_and_tell(draft: StagedDraft) -> None:
+        flush(draft)
+        kept.add(draft.path)
+        if len(kept) == 2:
+            both.set()
+
+    monkeypatch.setattr(StagedDraft, "flush", flush_and_tell)
+    async with Store.open(killed, commit_s=0.1).running() as store:
+        assert await trio.to_thread.run_sync(hold.begun.wait, 60)
+        handle = opened(store, b"open")
+        await put_backwards(store, handle, os.urandom(90 * KIB))
+        assert await trio.to_thread.run_sync(both.wait, 60)
+        hold.go_on.set()
+        await store.files.release(handle)
+
+
+async def test_what_could_not_be_sealed_is_tried_again_soon_whatever_the_interval(
+    store_path: str, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "_RETRY_S", 0.05)
+    hold.go_on.set()
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        with monkeypatch.context() as patch:
+            await close_unsealed(store, patch, os.urandom(300 * KIB))
+        assert await trio.to_thread.run_sync(hold.begun.wait, 60)
+
+
+async def test_a_stream_whose_end_finds_no_thread_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom((9 << 20) + 7)
+    handle = opened(store, b"f")
+    for start in range(0, len(data), 128 * KIB):
+        await store.files.write(handle, start, data[start : start + 128 * KIB])
+    draft = handle.inode.draft
+    assert isinstance(draft, StreamedDraft) and draft.pending_bytes
+
+    async def refuse(workers: Workers, function: object, *arguments: object) -> None:
+        raise OSError(24, "EMFILE")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "run", refuse)
+        with pytest.raises(OSError, match="EMFILE"):
+            await store.files.fsync(handle.inode)
+        await store.files.release(handle)
+    assert handle.inode.draft is draft, "kept"
+    await store.sealer.seal_closed()
+    assert not store.drafts.inodes
+    assert await content(store, b"f") == data

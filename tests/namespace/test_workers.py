@@ -119,23 +119,30 @@ async def test_a_cancelled_call_is_waited_for(workers: Workers) -> None:
     assert len(ended) == 2
 
 
-async def test_without_a_descriptor_there_is_an_error_and_nothing_is_stuck(workers: Workers) -> None:
-    assert await workers.run(abs, -1) == 1
-    first, second = threading.Event(), threading.Event()
+async def test_without_descriptors_the_threads_there_are_do(workers: Workers) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = threading.Event()
+    done: list[str] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            await workers.run(done.append, "without any")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert await workers.run(abs, -1) == 1
     async with trio.open_nursery() as nursery:
         nursery.start_soon(workers.run, first.wait, 60)
         await wait_all_tasks_blocked()
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
         try:
-            with pytest.raises(OSError, match="Too many open files"):
-                await workers.run(second.set)
+            nursery.start_soon(workers.run, done.append, "later")
+            await wait_all_tasks_blocked()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert not second.is_set()
-        await workers.run(second.set)
+        assert done == []
+        await workers.run(done.append, "in another")
         first.set()
-    assert second.is_set()
+    assert done == ["in another", "later"]
 
 
 async def test_a_free_turn_is_taken_at_once_and_others_come_in_order() -> None:
@@ -151,11 +158,13 @@ async def test_a_free_turn_is_taken_at_once_and_others_come_in_order() -> None:
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery, turn:
+        assert turn.taken
         for number in range(5):
             nursery.start_soon(take, number)
             await wait_all_tasks_blocked()
-        with trio.move_on_after(0) as scope:
-            async with turn:
-                raise AssertionError("two have it")
-        assert scope.cancelled_caught and order == []
-    assert order == list(range(5))
+        async with trio.open_nursery() as inner:
+            inner.start_soon(take, 5)
+            await wait_all_tasks_blocked()
+            inner.cancel_scope.cancel()
+        assert order == []
+    assert order == list(range(5)) and not turn.taken
