@@ -334,7 +334,7 @@ class Committer:
             nursery.start_soon(self._run_soft)
             nursery.start_soon(self._run_hard)
             # In tasks of their own: sealing takes seconds if there is much, and nothing is to wait for it.
-            nursery.start_soon(self._run_now_and_then, min(self._interval_s, _RETRY_S), self._retry_seals)
+            nursery.start_soon(self._run_now_and_then, min(self._interval_s, _RETRY_S), self.seal_closed)
             nursery.start_soon(self._run_now_and_then, self._interval_s, self._keep_drafts)
 
     async def _run_soft(self) -> None:
@@ -364,9 +364,6 @@ class Committer:
             await trio.sleep_until(next_s)
             next_s = trio.current_time() + interval_s
             await act()
-
-    async def _retry_seals(self) -> None:
-        await self.seal_closed()
 
     async def _keep_drafts(self) -> None:
         if await self.keep_open():

@@ -160,7 +160,10 @@ class Files:
             if type(draft) is not StreamedDraft or inode.draft is not draft:
                 raise
         async with draft.turn:
-            return await self._contents.in_thread(draft.pread, offset, length)
+            try:
+                return await self._contents.in_thread(draft.pread, offset, length)
+            finally:
+                draft.note_taken()
 
     # --- writing ---
 
@@ -465,9 +468,12 @@ class Files:
             draft = inode.draft
             if draft is None or inode.nlink == 0:
                 continue
-            if type(draft) is StagedDraft and draft.is_promised:
+            if type(draft) is StagedDraft:
+                if draft.is_promised:
+                    continue
+            elif inode.writers == 0:
                 continue
-            if inode.busy is not None if inode.writers > 0 else type(draft) is not StagedDraft:
+            if inode.writers > 0 and inode.busy is not None:
                 continue
             size = draft.size_bytes
             self._lasting[inode.id] = size

@@ -181,8 +181,8 @@ class StreamedDraft:
             self._waiting.popleft()[1].set()
 
     def note_taken(self) -> None:
-        """`feed` has failed, or `finish` has ended either way: what the stream has taken it has, placed or not. In
-        the thread that owns the draft."""
+        """`feed` has failed, or something that takes all has ended, either way: what the stream has taken it has,
+        placed or not. In the thread that owns the draft."""
         self.note_fed(self.pending_bytes - sum(map(len, self._pending)))
 
     def feed(self, most: int, fed: Callable[[int], None]) -> None:
@@ -211,14 +211,15 @@ class StreamedDraft:
         return self._stream.stored()
 
     def contents(self) -> Iterator[tuple[int, bytes]]:
-        """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks.
+        """All that was written to a stream that could not be finished, with offsets, but for zeros; blocks. `turn`
+        is held, and `note_taken` called next.
 
         Raises: CorruptError, BlobMissingError, OSError: A piece that was placed cannot be read.
         """
         return self._contents(0, self.size_bytes)
 
     def pread(self, offset: int, length: int) -> bytes:
-        """After a `finish` that failed: bytes, fewer only at the end; blocks.
+        """After a `finish` that failed: bytes, fewer only at the end; as `contents`.
 
         Raises: As `contents`.
         """
