@@ -123,8 +123,15 @@ async def test_emptying_a_file_leaves_its_content_and_filling_it_leaves_nothing(
 
 
 async def test_a_writer_who_comes_while_the_last_one_is_sealed_begins_a_change_of_its_own(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sealing, opened = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        sealing.set()
+        assert opened.wait(60)
+        return seal_small(*arguments)
+
     async with program(tmp_path) as p:
         inode = await p.save(b"f", b"one")
         files = p.store.files
@@ -132,11 +139,12 @@ async def test_a_writer_who_comes_while_the_last_one_is_sealed_begins_a_change_o
         first = files.open(inode, writable=True, privileged=True)
         await files.truncate(inode, 0, privileged=True)
         await files.write(first, 0, large)
+        monkeypatch.setattr("mountstore.namespace.sealing.seal_small", slow)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(files.release, first)
-            while inode.busy is None:
-                await trio.lowlevel.checkpoint()
+            assert await trio.to_thread.run_sync(sealing.wait, 60)
             second = files.open(inode, writable=True, privileged=True)
+            opened.set()
         await files.truncate(inode, 0, privileged=True)
         await files.write(second, 0, b"three")
         await files.release(second)
