@@ -597,6 +597,11 @@ class Catalog:
         self._contents_bytes += len(change)
         self.say("INSERT INTO draft_change VALUES (?, ?)", (staging, change))
 
+    def draft_changes_of(self, staging: str) -> list[bytes]:
+        """Of one staging file, in the order in which they were added."""
+        rows = self._execute("SELECT change FROM draft_change WHERE staging = ? ORDER BY rowid", (staging,))
+        return [change for (change,) in rows]
+
     def draft_changes(self) -> dict[str, list[bytes]]:
         """Of each staging file, in the order in which they were added."""
         changes: dict[str, list[bytes]] = {}

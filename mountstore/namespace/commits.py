@@ -359,10 +359,9 @@ class Committer:
                     log.error("timed sync failed: %s", exc)
 
     async def _run_now_and_then(self, interval_s: float, act: Callable[[], Awaitable[None]]) -> None:
-        next_s = trio.current_time() + interval_s
         while self._doubt is None:
-            await trio.sleep_until(next_s)
-            next_s = trio.current_time() + interval_s
+            # Also after one that took long: what cannot be sealed is read and written in vain.
+            await trio.sleep(interval_s)
             await act()
 
     async def _keep_drafts(self) -> None:

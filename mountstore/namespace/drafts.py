@@ -382,7 +382,7 @@ class Drafts:
         row = self._catalog.get_draft(inode.id)
         assert row is not None
         if draft.changes_bytes:
-            row = replayed(row, self._catalog.draft_changes()[row.staging])
+            row = replayed(row, self._catalog.draft_changes_of(row.staging))
         return draft.fresh.overlaps(row.size, size)
 
     def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:

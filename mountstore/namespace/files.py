@@ -160,6 +160,7 @@ class Files:
             if type(draft) is not StreamedDraft or inode.draft is not draft:
                 raise
         async with draft.turn:
+            draft.take_no_more()
             try:
                 return await self._contents.in_thread(draft.pread, offset, length)
             finally:

@@ -113,6 +113,7 @@ class Sealer:
             return await in_thread(self._seal_memory, draft.data)
         if type(draft) is StreamedDraft:
             async with draft.turn:
+                draft.take_no_more()
                 try:
                     return await in_thread(draft.finish)
                 finally:

@@ -176,7 +176,8 @@ class StreamedDraft:
 
     def note_fed(self, length: int) -> None:
         """So many more bytes are fed."""
-        self.fed_bytes += length
+        # What a worker tells of may be known by `note_taken` already.
+        self.fed_bytes = min(self.fed_bytes + length, self.end)
         while self._waiting and self._waiting[0][0] <= self.fed_bytes:
             self._waiting.popleft()[1].set()
 
@@ -206,6 +207,10 @@ class StreamedDraft:
             self.stuck = True
             raise
 
+    def take_no_more(self) -> None:
+        """Before a worker does something that takes all: `write` refuses from now on, in the thread of both."""
+        self._finishing = True
+
     def stored(self) -> list[Digest]:
         """Blobs placed so far; whoever asks holds `turn`."""
         return self._stream.stored()
@@ -232,7 +237,7 @@ class StreamedDraft:
         return bytes(found)
 
     def _contents(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        self._finishing = True
+        self.take_no_more()
         # Whatever it is that fails, everything the stream was given is in pieces then, placed or not.
         while self._pending:
             with suppress(Exception):
@@ -249,7 +254,7 @@ class StreamedDraft:
 
         Raises: as `StreamingSeal.finish`.
         """
-        self._finishing = True
+        self.take_no_more()
         while self._pending:
             self._stream.feed(self._pending.popleft())
         return self._stream.finish()

@@ -513,3 +513,17 @@ async def test_an_fsync_is_done_also_if_the_log_cannot_be_folded_after_it(
         await store.files.fsync(inode)
     assert refused
     assert not store.commits._is_unsafe()
+
+
+async def test_what_is_done_now_and_then_leaves_pauses_however_long_it_takes(
+    store: Store, autojump_clock: trio.testing.MockClock
+) -> None:
+    begun: list[float] = []
+
+    async def act() -> None:
+        begun.append(trio.current_time())
+        await trio.sleep(7)
+
+    with trio.move_on_after(40):
+        await store.commits._run_now_and_then(5, act)
+    assert [later - earlier for earlier, later in pairwise(begun)] == [12, 12]

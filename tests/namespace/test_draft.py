@@ -290,6 +290,18 @@ async def test_who_waits_for_a_stream_is_let_go_in_order(tmp_path: Path) -> None
             draft.note_fed(20)
 
 
+def test_what_was_fed_is_not_counted_twice(tmp_path: Path) -> None:
+    """A worker's word of it may come after the end of its call was seen."""
+    tree = BalancedTree(str(tmp_path / "blobs"))
+    draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(100))
+    told: list[int] = []
+    draft.feed(1000, told.append)
+    draft.note_taken()
+    for length in told:
+        draft.note_fed(length)
+    assert (told, draft.pending_bytes) == ([100], 0)
+
+
 def test_a_stream_refuses_what_does_not_continue_it(tmp_path: Path) -> None:
     tree = BalancedTree(str(tmp_path / "blobs"))
     draft = StreamedDraft(EMPTY, StreamingSeal(tree, PARAMETERS), bytearray(b"0123456789"))
