@@ -50,8 +50,16 @@ class Disk:
         monkeypatch.setattr(StagedDraft, "flush", note)
         monkeypatch.setattr(draft_changes, "fsync_path", note_path)
 
-    def after_power_loss(self, store_path: str | None = None) -> str:
-        """A copy of the store with all of the catalog, and of staging files what was flushed."""
+    def blobs(self) -> set[str]:
+        """The names of the files of all blobs."""
+        return {path.name for path in Path(self._store, "blobs").rglob("*") if path.is_file()}
+
+    def after_power_loss(self, store_path: str | None = None, *, blobs: set[str] | None = None) -> str:
+        """A copy of the store with all of the catalog, and of staging files what was flushed.
+
+        Args:
+          blobs: Of others nothing reached the disk but their names; default: all did.
+        """
         self._number += 1
         copy = self._copies / f"cut{self._number}"
         shutil.copytree(store_path or self._store, copy, ignore=shutil.ignore_patterns("lock"))
@@ -60,6 +68,9 @@ class Disk:
                 path.write_bytes(self.flushed[path.name])
             else:
                 path.unlink()
+        for path in (copy / "blobs").rglob("*"):
+            if blobs is not None and path.is_file() and path.name not in blobs:
+                os.truncate(path, 0)
         return str(copy)
 
 
@@ -152,7 +163,7 @@ async def test_what_was_fsynced_holds_when_the_name_is_taken_or_the_seal_is_lost
             await store.files.write(handle, 10 * KIB, b"fsynced")
             await store.files.fsync(handle.inode)
             promised[name] = await store.files.read(handle.inode, 0, 100 * KIB)
-        before = {blob for blob in Path(store_path, "blobs").rglob("*") if blob.is_file()}
+        before = disk.blobs()
         await store.files.write(handles[b"sealed"], 20 * KIB, os.urandom(5 * KIB))
         await store.files.release(handles[b"sealed"])
         await written_over(store, b"taken")
@@ -160,10 +171,7 @@ async def test_what_was_fsynced_holds_when_the_name_is_taken_or_the_seal_is_lost
         for inode in store.namespace.forget_all():
             await store.files.drop(inode)
         store.commits.commit()
-        path = disk.after_power_loss()
-        for blob in Path(path, "blobs").rglob("*"):
-            if blob.is_file() and Path(store_path, blob.relative_to(path)) not in before:
-                os.truncate(blob, 0)
+        path = disk.after_power_loss(blobs=before)
         # By now nothing has to go back.
         await store.commits.sync_now()
         assert store.catalog.draft_changes() == {}

@@ -307,17 +307,14 @@ async def test_truncating_a_file_whose_name_was_taken_changes_nothing_of_the_not
             await store.files.keep_open()
         await store.files.fsync(handle.inode)
         promised = await read(store, handle)
-        before = {blob for blob in Path(store_path, "blobs").rglob("*") if blob.is_file()}
+        before = disk.blobs()
         other = opened(store, b"other")
         await store.files.write(other, 0, os.urandom(30 * KIB))
         await store.files.release(other)
         store.namespace.rename(ROOT, b"other", ROOT, b"f")
         await store.files.truncate(handle.inode, 0, privileged=True)
         store.commits.commit()
-        path = disk.after_power_loss()
-        for blob in Path(path, "blobs").rglob("*"):
-            if blob.is_file() and Path(store_path, blob.relative_to(path)) not in before:
-                os.truncate(blob, 0)
+        path = disk.after_power_loss(blobs=before)
         # A truncation of the staging file may have reached the disk.
         for staged in Path(path, "staging").glob("draft-*"):
             os.truncate(staged, os.stat(Path(store_path, "staging", staged.name)).st_size)
@@ -344,10 +341,10 @@ async def test_a_closed_draft_that_cannot_be_sealed_is_flushed_after_a_while(
     assert await found(path) == data
 
 
-async def test_a_sync_does_not_wait_for_the_seal_of_what_a_crash_left(
-    store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = os.urandom(300 * KIB)
+async def killed_unsealed(
+    store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> str:
+    """A copy of a store in which `f` was closed and could not be sealed; seals are held again."""
     async with Store.open(store_path, commit_s=3600).running() as store:
         with monkeypatch.context() as patch:
             await close_unsealed(store, patch, data)
@@ -356,6 +353,14 @@ async def test_a_sync_does_not_wait_for_the_seal_of_what_a_crash_left(
         hold.go_on.set()
     hold.begun.clear()
     hold.go_on.clear()
+    return killed
+
+
+async def test_a_sync_does_not_wait_for_the_seal_of_what_a_crash_left(
+    store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(300 * KIB)
+    killed = await killed_unsealed(store_path, tmp_path, hold, monkeypatch, data)
     async with Store.open(killed, commit_s=0.1).running() as store:
         assert await trio.to_thread.run_sync(hold.begun.wait, 60)
         for name in (b"a", b"b"):
@@ -394,7 +399,7 @@ async def test_two_files_that_go_back_to_one_draft_have_one_each(
             await store.files.keep_open()
             await store.commits.sync_now()
         promised = await read(store, handle)
-        before = {blob for blob in Path(store_path, "blobs").rglob("*") if blob.is_file()}
+        before = disk.blobs()
         for name in (b"g", b"h"):
             other = others.pop(0) if others else opened(store, b"other " + name)
             await store.files.write(other, 0, b"other, over " + name)
@@ -405,10 +410,7 @@ async def test_two_files_that_go_back_to_one_draft_have_one_each(
             await store.files.write(handle, 20 * KIB, b"later")
             await store.files.release(handle)
         store.commits.commit()
-        path = disk.after_power_loss()
-        for blob in Path(path, "blobs").rglob("*"):
-            if blob.is_file() and Path(store_path, blob.relative_to(path)) not in before:
-                os.truncate(blob, 0)
+        path = disk.after_power_loss(blobs=before)
         if not older:
             await store.files.release(handle)
     async with Store.open(path, commit_s=3600).running() as store:
@@ -455,14 +457,7 @@ async def test_what_stays_open_is_kept_although_a_seal_takes_long(
     store_path: str, tmp_path: Path, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so is what is being sealed."""
-    async with Store.open(store_path, commit_s=3600).running() as store:
-        with monkeypatch.context() as patch:
-            await close_unsealed(store, patch, os.urandom(300 * KIB))
-            await store.commits.hard_sync()
-            killed = crashed(store_path, tmp_path, "killed")
-        hold.go_on.set()
-    hold.begun.clear()
-    hold.go_on.clear()
+    killed = await killed_unsealed(store_path, tmp_path, hold, monkeypatch, os.urandom(300 * KIB))
     both = threading.Event()
     kept: set[str] = set()
     flush = StagedDraft.flush
