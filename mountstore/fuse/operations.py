@@ -375,6 +375,17 @@ class Operations(pyfuse3.Operations):
             return await self._virtual.setattr(inode, attr.st_size if fields.update_size else None)
         found = self._get(inode)
         self._namespace.require_writable()
+        others = (
+            fields.update_size
+            or fields.update_mode
+            or fields.update_uid
+            or fields.update_gid
+            or fields.update_atime
+        )
+        if not others and fields.update_mtime and fields.update_ctime:
+            # What the kernel notes by itself, also after every unlink(2) and rename(2) of a regular file.
+            self._namespace.set_times(found, attr.st_mtime_ns, attr.st_ctime_ns)
+            return self._present(found)
         if fields.update_size:
             if not found.is_regular:
                 raise FUSEError(errno.EISDIR if found.is_directory else errno.EINVAL)

@@ -351,9 +351,10 @@ class Catalog:
         self._say_all(_PUT_INODE, rows)
         self.stale.inodes(rows)
 
-    def delete_inode(self, inode: int) -> None:
-        self.stale.inode(inode)
-        self.say("DELETE FROM inode WHERE id = ?", (inode,))
+    def delete_inodes(self, inodes: Iterable[int]) -> None:
+        rows = [(inode,) for inode in inodes]
+        self._say_all("DELETE FROM inode WHERE id = ?", rows)
+        self.stale.inodes(rows)
 
     def was_removed(self, inode: int) -> bool:
         """Whether an inode once existed, and was removed; asked at start, before anything is committed.

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.known_names import KnownNames
 
 
 class RowKind(IntEnum):
@@ -88,6 +89,7 @@ _ANY = 1 << 62
 """Beyond every number of a version."""
 
 _INHABITED_MAX = 10_000
+_KNOWN_MAX = 16_384
 
 _COLUMNS = "number, kind, sha256, blob_size, size, mode, uid, gid, mtime_ns, until_ns"
 
@@ -106,25 +108,31 @@ class Histories:
     def __init__(self, catalog: Catalog, new_number: Callable[[], int]) -> None:
         self._catalog = catalog
         self._new_number = new_number
-        # Directories, and whether any name in them may have a history, unless somebody else may give one.
-        self._inhabited: dict[int, bool] = {}
-        catalog.on_undone.append(self._inhabited.clear)
+        self._known = KnownNames(0 if catalog.read_only else _KNOWN_MAX)
+        catalog.on_undone.append(self._known.clear)
+        # Directories with a name that had a history: of what is not known in them, the catalog is asked.
+        self._inhabited: set[int] = set()
 
     # --- which history belongs to what ---
 
     def of_name(self, parent: int, name: bytes) -> int:
         """The history of a name, in the directory or gone from it."""
-        inhabited = self._inhabited.get(parent, self._catalog.read_only or None)
-        if inhabited is None:
+        known = self._known.get(parent, name)
+        if known is not None:
+            return known
+        if parent not in self._inhabited and not self._catalog.read_only:
+            if next(self.names(parent), None) is None:
+                self._known.begin(parent)
+                return 0
             if len(self._inhabited) >= _INHABITED_MAX:
                 self._inhabited.clear()
-            inhabited = self._inhabited[parent] = next(self.names(parent), None) is not None
-        if not inhabited:
-            return 0
+            self._inhabited.add(parent)
         row = self._catalog.ask(
             "SELECT history FROM name_history WHERE parent = ? AND name = ?", (parent, name)
         ).fetchone()
-        return 0 if row is None else row[0]
+        history: int = 0 if row is None else row[0]
+        self._known.keep(parent, name, history)
+        return history
 
     def of_inode(self, inode: int) -> int:
         """The history of contents that an inode had under the names it has now."""
@@ -156,10 +164,11 @@ class Histories:
         """Let a name have a history (0: none)."""
         self._catalog.stale.entry((parent, name))
         if history:
-            self._inhabited[parent] = True
             self._catalog.say("INSERT OR REPLACE INTO name_history VALUES (?, ?, ?)", (parent, name, history))
+            self._known.keep(parent, name, history)
         else:
             self._catalog.say("DELETE FROM name_history WHERE parent = ? AND name = ?", (parent, name))
+            self._known.remove(parent, name)
 
     def give_inode(self, inode: int, history: int) -> None:
         self._catalog.stale.inode(inode)

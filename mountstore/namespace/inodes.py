@@ -226,6 +226,8 @@ class InodeTable:
         self._generation = capacity
         self._threshold = capacity
         self._changed: list[Inode] = []
+        # Removed since the last commit: the catalog has their rows until the next one.
+        self._removed: set[int] = set()
         self._next_inode: int = catalog.get_meta("next_inode", ROOT + 1)
         self._next_cookie: int = catalog.get_meta("next_cookie", FIRST_COOKIE)
         if not catalog.get_meta("clean", 1):
@@ -249,7 +251,7 @@ class InodeTable:
         inode = self._old.pop(inode_id, None)
         if inode is None:
             row = row or self._catalog.get_inode(inode_id)
-            if row is None:
+            if row is None or inode_id in self._removed:
                 raise StaleError(f"inode {inode_id} does not exist")
             inode = from_row(row)
             inode.view = self._views.pop(inode_id, None)
@@ -365,10 +367,10 @@ class InodeTable:
 
     @property
     def has_changes(self) -> bool:
-        return bool(self._changed) or self._counters_changed
+        return bool(self._changed or self._removed) or self._counters_changed
 
     def flush(self) -> None:
-        """Write the rows of all changed inodes into the catalog's open transaction.
+        """Write the rows of all changed inodes into the catalog's open transaction, and delete those removed.
 
         Raises: What the catalog raises; then everything is still on the list.
         """
@@ -376,6 +378,9 @@ class InodeTable:
             self._catalog.set_meta("next_inode", self._next_inode)
             self._catalog.set_meta("next_cookie", self._next_cookie)
             self._counters_changed = False
+        if self._removed:
+            self._catalog.delete_inodes(self._removed)
+            self._removed.clear()
         if not self._changed:
             return
         self._catalog.put_inodes([_to_row(inode) for inode in self._changed if inode.changed])
@@ -394,7 +399,7 @@ class InodeTable:
         self._young.pop(inode.id, None)
         self._old.pop(inode.id, None)
         if inode.stored:
-            self._catalog.delete_inode(inode.id)
+            self._removed.add(inode.id)
         if inode.xattrs:
             self._catalog.delete_xattrs(inode.id)
 
@@ -404,7 +409,7 @@ class InodeTable:
         for inode_id in orphans:
             self._catalog.delete_xattrs(inode_id)
             self._catalog.delete_draft(inode_id)
-            self._catalog.delete_inode(inode_id)
+        self._catalog.delete_inodes(orphans)
         return len(orphans)
 
 
@@ -467,4 +472,4 @@ def _to_row(inode: Inode) -> InodeRow:
 
 def clamp_ns(time_ns: int) -> int:
     """The nearest time that 64 bits of nanoseconds can hold (years 1677 to 2262)."""
-    return min(max(time_ns, _NS_MIN), _NS_MAX)
+    return time_ns if _NS_MIN <= time_ns <= _NS_MAX else min(max(time_ns, _NS_MIN), _NS_MAX)

@@ -1,7 +1,8 @@
-"""What names stand for, as far as it is in memory: a look-up in a tenth of the time.
+"""What names stand for, or which histories they have, as far as it is in memory: a look-up in a tenth of the time.
 
 Invariant: whoever changes the table of names tells it here, when that is done. A directory is known as a whole
-from when it is made, so what is not known in it is not there: programs ask for every name before they make it.
+from when there is nothing in it, so what is not known in it is not there: programs ask for every name before they
+make it, and a name that is removed for the first time has no history.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _WHOLE_MAX = 10_000
 
 
 class KnownNames:
-    """Inode numbers by directory and name.
+    """Numbers, of inodes or of histories, by directory and name.
 
     Args:
       limit: So many names are kept, those longest here go first; 0: nothing is, since others change the table.
@@ -22,42 +23,42 @@ class KnownNames:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._inodes: dict[tuple[int, bytes], int] = {}
+        self._numbers: dict[tuple[int, bytes], int] = {}
         self._whole: set[int] = set()
 
     def get(self, parent: int, name: bytes) -> int | None:
-        """The inode; 0 if the name stands for nothing, None if that is not known."""
-        found = self._inodes.get((parent, name))
+        """The number; 0 if the name has none, None if that is not known."""
+        found = self._numbers.get((parent, name))
         return 0 if found is None and parent in self._whole else found
 
-    def keep(self, parent: int, name: bytes, inode: int) -> None:
-        """The name stands for this inode, or with 0 for nothing."""
-        inodes = self._inodes
-        if len(inodes) >= self._limit:
+    def keep(self, parent: int, name: bytes, number: int) -> None:
+        """The name has this number, or with 0 none."""
+        numbers = self._numbers
+        if len(numbers) >= self._limit:
             if not self._limit:
                 return
             self._whole.clear()
-            for oldest in list(islice(inodes, self._limit // 4)):
-                del inodes[oldest]
-        inodes[parent, name] = inode
+            for oldest in list(islice(numbers, self._limit // 4)):
+                del numbers[oldest]
+        numbers[parent, name] = number
 
     def remove(self, parent: int, name: bytes) -> int:
-        """The name stands for nothing any more; return what it stood for, 0 if that was not known."""
-        return self._inodes.pop((parent, name), 0)
+        """The name has no number any more; return which it had, 0 if that was not known."""
+        return self._numbers.pop((parent, name), 0)
 
     def begin(self, directory: int) -> None:
-        """This directory was just made."""
+        """No name in this directory has a number."""
         if self._limit:
             if len(self._whole) >= _WHOLE_MAX:
                 self._whole.clear()
             self._whole.add(directory)
 
     def doubt(self, parent: int, name: bytes) -> None:
-        """The name may stand for something else than is known."""
-        self._inodes.pop((parent, name), None)
+        """The name may have another number than is known."""
+        self._numbers.pop((parent, name), None)
         self._whole.discard(parent)
 
     def clear(self) -> None:
         """Nothing is known any more."""
-        self._inodes.clear()
+        self._numbers.clear()
         self._whole.clear()

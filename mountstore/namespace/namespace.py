@@ -487,6 +487,12 @@ class Namespace:
         inode.ctime_ns = now_ns() if ctime_ns is None else clamp_ns(ctime_ns)
         self._inodes.changed(inode)
 
+    def set_times(self, inode: Inode, mtime_ns: int, ctime_ns: int) -> None:
+        """Set the times of modification and change."""
+        inode.mtime_ns = clamp_ns(mtime_ns)
+        inode.ctime_ns = clamp_ns(ctime_ns)
+        self._inodes.changed(inode)
+
     def resized(self, inode: Inode) -> None:
         """A truncation changed the file: its modification and change times are now."""
         inode.mtime_ns = inode.ctime_ns = now_ns()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mountstore.errors import StaleError
+from mountstore.errors import NoSpaceError, StaleError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import InodeTable
 
@@ -77,6 +77,39 @@ def test_a_removed_inode_has_no_view(inodes: InodeTable) -> None:
     assert inodes.view_of(first) is None
     with pytest.raises(StaleError):
         inodes.get(first)
+
+
+def test_a_removed_inode_is_gone_before_its_row_is(
+    inodes: InodeTable, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = fill(inodes, 3)
+    inodes.remove(inodes.get(first))
+    assert catalog.get_inode(first) is not None
+    with pytest.raises(StaleError):
+        inodes.get(first)
+
+    def full(*_: object) -> None:
+        raise NoSpaceError("no room")
+
+    with monkeypatch.context() as patch, pytest.raises(NoSpaceError):
+        patch.setattr(catalog, "delete_inodes", full)
+        inodes.flush()
+    with pytest.raises(StaleError):
+        inodes.get(first)
+    assert inodes.has_changes
+    inodes.flush()
+    assert catalog.get_inode(first) is None
+    assert catalog.get_inode(second) is not None
+
+
+def test_an_inode_without_a_row_leaves_nothing_to_delete(inodes: InodeTable) -> None:
+    inodes.flush()
+    inode = inodes.create(inodes.next_id(), 0o100644, 0, 0)
+    inodes.remove(inode)
+    inodes.flush()
+    assert not inodes.has_changes
+    with pytest.raises(StaleError):
+        inodes.get(inode.id)
 
 
 def test_a_row_changed_in_the_catalog_alone_ends_the_view(inodes: InodeTable, catalog: Catalog) -> None:

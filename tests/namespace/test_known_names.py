@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mountstore.errors import ExistsError
 from mountstore.namespace.catalog import Catalog
+from mountstore.namespace.history import Histories
 from mountstore.namespace.known_names import KnownNames
 
 DIRECTORIES = (1, 2, 3)
@@ -139,6 +140,94 @@ NamesUnbounded.TestCase.settings = settings(max_examples=60, stateful_step_count
 TestNamesUnbounded = NamesUnbounded.TestCase
 
 
+class HistoriesOfNames(RuleBasedStateMachine):
+    """The histories of names beside a dict; what is in memory of them goes now and then."""
+
+    limit = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = f"/dev/shm/histories-{os.getpid()}-{id(self)}"
+        self.catalog = Catalog(self.path)
+        self.number = 10
+        self.model: dict[tuple[int, bytes], int] = {}
+        self.histories = self.opened()
+        self.give((3, b"a"))
+        self.histories = self.opened()
+
+    def opened(self) -> Histories:
+        histories = Histories(self.catalog, self.next)
+        histories._known._limit = self.limit
+        return histories
+
+    def next(self) -> int:
+        self.number += 1
+        return self.number
+
+    @rule(place=places)
+    def give(self, place: tuple[int, bytes]) -> None:
+        self.model[place] = self.next()
+        self.histories.give_name(*place, self.model[place])
+
+    @rule(place=places)
+    def take(self, place: tuple[int, bytes]) -> None:
+        self.model.pop(place, None)
+        self.histories.give_name(*place, 0)
+
+    @rule(place=places, new=places)
+    def undo(self, place: tuple[int, bytes], new: tuple[int, bytes]) -> None:
+        before = dict(self.model)
+        with pytest.raises(ZeroDivisionError), self.catalog.savepoint():
+            self.give(place)
+            self.take(new)
+            raise ZeroDivisionError
+        self.model = before
+
+    @rule(place=places)
+    def ask(self, place: tuple[int, bytes]) -> None:
+        assert self.histories.of_name(*place) == self.model.get(place, 0)
+
+    @rule()
+    def commit(self) -> None:
+        self.catalog.commit()
+
+    @invariant()
+    def what_is_known_is_so(self) -> None:
+        for place in ((parent, name) for parent in DIRECTORIES for name in NAMES):
+            known = self.histories._known.get(*place)
+            assert known is None or known == self.model.get(place, 0)
+
+    def teardown(self) -> None:
+        self.catalog.close()
+        for end in ("", "-wal", "-shm"):
+            Path(self.path + end).unlink(missing_ok=True)
+
+
+HistoriesOfNames.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHistoriesOfNames = HistoriesOfNames.TestCase
+
+
+class HistoriesOfNamesUnbounded(HistoriesOfNames):
+    limit = 1000
+
+
+HistoriesOfNamesUnbounded.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHistoriesOfNamesUnbounded = HistoriesOfNamesUnbounded.TestCase
+
+
+def test_a_directory_without_histories_is_asked_about_once(tmp_path: Path) -> None:
+    catalog = Catalog(str(tmp_path / "catalog.db"))
+    histories = Histories(catalog, lambda: 7)
+    statements: list[str] = []
+    catalog._db.set_trace_callback(statements.append)
+    for name in NAMES:
+        assert histories.of_name(5, name) == 0
+        histories.give_name(5, name, 7)
+        assert histories.of_name(5, name) == 7
+    assert [statement.split()[0] for statement in statements] == ["SELECT", *["INSERT"] * len(NAMES)]
+    catalog.close()
+
+
 def test_a_new_directory_is_asked_about_in_memory_only(tmp_path: Path) -> None:
     catalog = Catalog(str(tmp_path / "catalog.db"))
     catalog.begin_directory(5)
@@ -167,5 +256,5 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1000):
         names.begin(number)
         names.keep(number, b"x", number)
-        assert len(names._inodes) <= 20
+        assert len(names._numbers) <= 20
         assert len(names._whole) <= 10
