@@ -11,8 +11,9 @@ Invariants:
    matters because reading the descriptor blocks the whole thread when nothing is there.
 2. Whenever the poller leaves with a request, a parked task is made runnable. It runs, and becomes the
    poller, as soon as the handler of that request waits for something: a slow handler holds up nobody.
-3. Every other task and timer gets its turn at least every `_TURN_S`. While a handler waits for something,
-   polling goes through the scheduler: a thread's result must not have to wait for its end.
+3. Every other task and timer gets its turn at least every `_TURN_S`, and every `_BUSY_TURN_S` while a handler
+   waits for something. Then polling goes through the scheduler, too: a thread's result must not have to wait
+   for its end.
 4. Sleeping, and with it noticing the end of the session, is left to the original function.
 5. An idle mount costs nothing: after a request no longer than the bound is polled for, then never again, and
    `_LINGER_S` after the last one of a burst the cores may sleep as deeply as they would without this.
@@ -45,10 +46,11 @@ _KNOWN_RELEASES = ("3.5.",)
 _WAIT = "_wait_fuse_readable"
 
 DEFAULT_BUSY_POLL_S = 0.0002
-# A turn costs 5 us when nobody else has anything to do: 1 % of this.
-_TURN_S = 0.0005
+# A turn costs 20 us in a mount when nobody else has anything to do: 2 % of this.
+_TURN_S = 0.001
+_BUSY_TURN_S = 0.0005
 # Passes of the scheduler in one turn, as long as there is somebody to run: one alone would let a task that
-# takes several steps (a thread's result takes three) do one each `_TURN_S`.
+# takes several steps (a thread's result takes three) do one each turn.
 _TURN_PASSES_MAX = 16
 # One round of polling takes 2 us. One that took this long was interrupted: somebody else wants the core.
 _ROUND_S_MAX = 0.00005
@@ -113,7 +115,7 @@ class _FastWait:
             await self._park()
         self._has_poller = True
         try:
-            if perf_counter() - self._last_turn_s > _TURN_S:
+            if perf_counter() - self._last_turn_s > (_BUSY_TURN_S if busy else _TURN_S):
                 await self._give_turn()
             readable = bool(poll(0)) or await self._poll_busily(poll) or await self._sleep()
         finally:
