@@ -148,10 +148,12 @@ class _FastWait:
         self._last_turn_s = perf_counter()
 
     async def _poll_busily(self, poll: Callable[[int], object]) -> bool:
-        """Poll for as long as lately was worth it; return whether a request came."""
+        """Poll for as long as lately was worth it, once at least; return whether a request came."""
         window_s = self._window_s
         if not window_s:
-            return False
+            # Who was just answered may wait for this very core.
+            os.sched_yield()
+            return bool(poll(0))
         started_s = now_s = perf_counter()
         while now_s - started_s < window_s:
             if self._busy:

@@ -258,6 +258,21 @@ def test_the_window_opens_after_a_short_gap_unless_there_is_one_core(
     os.close(sender)
 
 
+def test_who_waits_for_this_core_gets_it_before_the_poller_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver, sender = os.pipe()
+
+    async def never() -> bool:
+        raise AssertionError("it slept")
+
+    monkeypatch.setattr(os, "sched_yield", lambda: os.write(sender, b"x"))
+    wait = _FastWait(never, 0.0)
+    wait.start(receiver)
+    assert wait._window_s == 0.0
+    assert trio.run(wait)
+    os.close(receiver)
+    os.close(sender)
+
+
 def test_the_window_closes_when_requests_come_further_apart() -> None:
     receiver, sender = os.pipe()
     bound_s = 0.0002
