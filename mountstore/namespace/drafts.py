@@ -1,4 +1,4 @@
-"""The drafts of all inodes: opened over contents, grown from one form into the next, recorded, retired.
+"""The drafts of all inodes: opened over contents, grown from one form into the next, retired.
 
 Bounds: all drafts in memory together hold at most `MEMORY_TOTAL` bytes; beyond, they go to staging files. What
 a draft will need on the disk is claimed from `Space` when it is accepted.
@@ -18,21 +18,14 @@ from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.seal import StreamingSeal
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError, MisuseError, StaleError
-from mountstore.namespace.catalog import Catalog, DraftRow
+from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft
-from mountstore.namespace.draft_changes import (
-    CHANGE_BYTES_MAX,
-    CHANGE_RANGES_MAX,
-    CHANGES_BYTES_MAX,
-    encode_change,
-    replayed,
-)
-from mountstore.namespace.draft_record import closed, encode, flushed, promised, resized
 from mountstore.namespace.inodes import Change, Inode, InodeTable
+from mountstore.namespace.recorded_drafts import DraftRecords
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
-from mountstore.namespace.staged_draft import Recorded, StagedDraft
+from mountstore.namespace.staged_draft import StagedDraft
 from mountstore.namespace.streamed_draft import StreamedDraft
 
 log = logging.getLogger(__name__)
@@ -77,6 +70,8 @@ class Drafts:
         self._staging = staging
         self._space = space
         self._replaced = replaced
+        self.records = DraftRecords(catalog, contents)
+        """What the catalog has of staged drafts."""
         self._memory_bytes = 0
         self.inodes: set[Inode] = set()
         """Those that have a draft."""
@@ -280,32 +275,22 @@ class Drafts:
             self._memory_bytes -= draft.parked_bytes
         elif type(draft) is StagedDraft:
             draft.close()
-            if draft.recorded is Recorded.NOTHING:
-                draft.discard()
-            else:
-                self._catalog.delete_draft(inode.id)
+            if self.records.forget(inode, draft):
                 self._retired.append(draft.path)
+            else:
+                draft.discard()
 
     def note_replaced(self, inode: Inode) -> None:
         """The inode's draft is about to become its content: note what that replaces."""
-        self._replaced.note(inode.id, inode.content, inode.allocated, self._promised(inode))
+        self._replaced.note(inode.id, inode.content, inode.allocated, self.records.promised(inode))
 
     def note_taken_over(self, inode: Inode, replaced: Inode) -> None:
         """A file took the name of another by a rename: note what the name stood for."""
         if inode.is_regular and replaced.is_regular:
-            row = self._promised(replaced)
+            row = self.records.promised(replaced)
             self._replaced.inherit(
                 inode.id, replaced.id, replaced.content, replaced.allocated, row, still_open=inode.writers > 0
             )
-
-    def _promised(self, inode: Inode) -> DraftRow | None:
-        """What survives power loss of an inode's draft."""
-        draft = inode.draft
-        row = self._record_of(inode, draft) if type(draft) is StagedDraft else None
-        return promised(row) if row is not None else None
-
-    def _record_of(self, inode: Inode, draft: StagedDraft) -> DraftRow | None:
-        return self._catalog.get_draft(inode.id) if draft.recorded is not Recorded.NOTHING else None
 
     def settled(self, inode: Inode) -> None:
         """The content of a file, or its recorded draft, is what its writers wanted, as far as they said so."""
@@ -316,91 +301,13 @@ class Drafts:
         retired, self._retired = self._retired, []
         return retired
 
-    # --- surviving a crash ---
-
-    def record(self, inode: Inode, draft: StagedDraft, row: DraftRow) -> None:
-        """Have the catalog remember a staged draft as it was when `row` was taken; it has been flushed since."""
-        if draft.recorded is Recorded.CLOSED and row != draft.to_row(inode.id):
-            # It was changed and closed meanwhile: the record of that stays.
-            now = self._record_of(inode, draft)
-            assert now is not None
-            row = flushed(now, row)
-        else:
-            draft.recorded = Recorded.FLUSHED
-        self._catalog.put_draft(row)
-        self._forget_changes(draft)
-
-    def record_changes(self, inode: Inode, draft: StagedDraft) -> bool:
-        """Have the catalog remember what is fresh in a staged draft, without a flush; False if it is too much, and
-        the staging file is to be flushed.
-
-        Raises: OSError, CorruptError: The staging file cannot be read.
-        """
-        length = draft.fresh.total()
-        if (
-            draft.is_fixed
-            or len(draft.fresh) > CHANGE_RANGES_MAX
-            or length > CHANGE_BYTES_MAX
-            or draft.changes_bytes + length > CHANGES_BYTES_MAX
-        ):
-            return False
-        if draft.recorded is Recorded.FLUSHED and not length:
-            return True
-        change = encode_change(draft.staged_bytes(draft.fresh))
-        if draft.recorded is Recorded.NOTHING:
-            self._catalog.put_draft(draft.to_row(inode.id)._replace(dirty=encode([])))
-            draft.recorded = Recorded.FLUSHED
-        # Also if it is empty: only what has changes may lack its staging file.
-        self._catalog.add_draft_change(os.path.basename(draft.path), change)
-        draft.changes_bytes += len(change)
-        draft.take_fresh()
-        return True
-
-    def _forget_changes(self, draft: StagedDraft) -> None:
-        if draft.changes_bytes:
-            self._catalog.delete_draft_changes([os.path.basename(draft.path)])
-            draft.changes_bytes = 0
-
-    async def record_closed(self, inode: Inode, draft: StagedDraft) -> None:
-        """Have the catalog remember a staged draft, which nobody changes meanwhile, until it is sealed: in case
-        the process dies first. Nothing is flushed.
-
-        Raises: OSError, CorruptError: The staging file cannot be read.
-        """
-        if draft.recorded is Recorded.CLOSED:
-            return
-        sums = await self._contents.in_thread(draft.sums)
-        before = self._record_of(inode, draft)
-        self._catalog.put_draft(closed(draft.to_row(inode.id), sums, before))
-        draft.recorded = Recorded.CLOSED
-
-    def outgrows_record(self, inode: Inode, draft: StagedDraft, size: int) -> bool:
-        """Whether a recorded draft has something below `size` that its record has not: zeros, if that were as
-        long."""
-        if not draft.fresh.overlaps(0, size):
-            return False
-        row = self._catalog.get_draft(inode.id)
-        assert row is not None
-        if draft.changes_bytes:
-            row = replayed(row, self._catalog.draft_changes_of(row.staging))
-        return draft.fresh.overlaps(row.size, size)
-
-    def record_size(self, inode: Inode, draft: StagedDraft, size: int) -> None:
-        """A recorded draft was truncated: what is recorded is, too; nothing that was not flushed joins it."""
-        row = self._catalog.get_draft(inode.id)
-        assert row is not None
-        if draft.changes_bytes:
-            change = encode_change(size)
-            self._catalog.add_draft_change(os.path.basename(draft.path), change)
-            draft.changes_bytes += len(change)
-        else:
-            self._catalog.put_draft(resized(row, size))
-
     def placed(self, draft: StreamedDraft, length: int) -> None:
         """So many bytes of a stream have found their place on the disk."""
         released = min(length, draft.claimed)
         self._space.release(released)
         draft.claimed -= released
+
+    # --- after a crash ---
 
     def restore(self) -> int:
         """At start: take up the drafts that a crash left recorded. Returns how many.

@@ -356,15 +356,15 @@ class Files:
                 return False
             # What has no name is promised to nobody, but for a note of what its name stood for.
             recorded = draft.recorded is Recorded.FLUSHED and inode.nlink > 0
-            if recorded and self._drafts.outgrows_record(inode, draft, size):
+            if recorded and self._drafts.records.outgrown(inode, draft, size):
                 await draft.wait_quiet()
-                if inode.draft is draft and not self._drafts.record_changes(inode, draft):
+                if inode.draft is draft and not self._drafts.records.keep_changes(inode, draft):
                     await self._flush_staged(inode, draft)
                 return False
             inode.change.touch(size)
             draft.truncate(size)
             if recorded:
-                self._drafts.record_size(inode, draft, size)
+                self._drafts.records.keep_size(inode, draft, size)
         return True
 
     async def _reopen(self, inode: Inode, draft: StagedDraft) -> Draft:
@@ -431,7 +431,7 @@ class Files:
         """Have what is in a staged draft survive power loss, once the catalog does."""
         async with draft.turn:
             await draft.wait_quiet()
-            if inode.draft is draft and not self._drafts.record_changes(inode, draft):
+            if inode.draft is draft and not self._drafts.records.keep_changes(inode, draft):
                 await self._flush_staged(inode, draft)
 
     async def _flush_staged(self, inode: Inode, draft: StagedDraft) -> None:
@@ -452,7 +452,7 @@ class Files:
                 self._doubt(exc)
             raise
         if inode.draft is draft:
-            self._drafts.record(inode, draft, row)
+            self._drafts.records.keep_flushed(inode, draft, row)
 
     async def keep_open(self) -> bool:
         """Have what stays open for writing survive a crash as far as it has arrived; called now and then.

@@ -122,7 +122,7 @@ class Sealer:
         assert type(draft) is StagedDraft
         await draft.wait_quiet()
         if inode.writers == 0 and draft.dirty.total() >= _LONG_SEAL_BYTES:
-            await self._drafts.record_closed(inode, draft)
+            await self._drafts.records.keep_closed(inode, draft)
         return await in_thread(self._seal_staged, draft)
 
     def _seal_memory(self, data: bytearray) -> Sealed:
@@ -232,7 +232,7 @@ class Sealer:
                 draft = staged
             if type(draft) is StagedDraft:
                 await self._contents.in_thread(draft.flush)
-                self._drafts.record(inode, draft, draft.to_row(inode.id))
+                self._drafts.records.keep_flushed(inode, draft, draft.to_row(inode.id))
         except Exception as exc:
             failures.append(exc)
 

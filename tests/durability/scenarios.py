@@ -255,7 +255,7 @@ async def _close_slowly(actor: Actor, handle: Handle) -> None:
     """What a mount commits before it has sealed a large file."""
     draft = handle.inode.draft
     assert isinstance(draft, StagedDraft)
-    await actor.store.drafts.record_closed(handle.inode, draft)
+    await actor.store.drafts.records.keep_closed(handle.inode, draft)
     # This flushes the catalog, and nothing of what is in staging.
     await actor.write("other", handle.inode.id, 50, sync=True)
     await actor.close(handle)

@@ -284,11 +284,11 @@ def _brief(outcome: Any) -> str:
 
 SMALL_MEMORY = """
 from mountstore.fuse import session
-from mountstore.namespace import catalog
+from mountstore.namespace import catalog, history
 from mountstore.namespace.inodes import InodeTable
 for defaults, name, value in [
     (InodeTable.__init__.__kwdefaults__, "capacity", 2), (InodeTable.__init__.__kwdefaults__, "views", 3),
-    (vars(session), "CACHE_S", 0.0), (vars(catalog), "_ENTRIES_MAX", 4),
+    (vars(session), "CACHE_S", 0.0), (vars(catalog), "_ENTRIES_MAX", 4), (vars(history), "_KNOWN_MAX", 3),
 ]:
     assert type(defaults[name]) is type(value)
     defaults[name] = value

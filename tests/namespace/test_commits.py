@@ -19,8 +19,8 @@ from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import ExistsError, NoSpaceError, ReadOnlyError
-from mountstore.namespace import catalog as catalog_module
 from mountstore.namespace import commits as commits_module
+from mountstore.namespace import transactions
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.commits import SOFT_INTERVAL_S
 from mountstore.namespace.draft import MEMORY_MAX
@@ -204,7 +204,7 @@ async def test_how_much_of_the_log_is_in_use(tmp_path: Path) -> None:
 async def test_the_log_is_bounded_although_the_changes_never_pause(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog_module, "_CHECKPOINT_BYTES", 1 << 14)
+    monkeypatch.setattr(transactions, "_CHECKPOINT_BYTES", 1 << 14)
     monkeypatch.setattr(commits_module, "WAL_MAX", 1 << 16)
     used = []
     async with trio.open_nursery() as nursery:
