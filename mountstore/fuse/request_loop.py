@@ -80,6 +80,7 @@ class _FastWait:
         self._busy: set[trio.lowlevel.Task] = set()
         self._last_turn_s = 0.0
         self._window_s = 0.0
+        self._one_core = False
         # Requests that came soon less those that came late, from 0 to `_BURST`.
         self._credit = 0
         self.requests = 0
@@ -93,6 +94,7 @@ class _FastWait:
         self._parked.clear()
         self._busy.clear()
         self._window_s = 0.0
+        self._one_core = _has_one_core()
         self._credit = 0
         if self._quick_wake is not None:
             self._quick_wake.open()
@@ -148,9 +150,11 @@ class _FastWait:
         self._last_turn_s = perf_counter()
 
     async def _poll_busily(self, poll: Callable[[int], object]) -> bool:
-        """Poll for as long as lately was worth it, once at least; return whether a request came."""
+        """Poll for as long as lately was worth it; return whether a request came."""
         window_s = self._window_s
         if not window_s:
+            if not self._one_core:
+                return False
             # Who was just answered may wait for this very core.
             os.sched_yield()
             return bool(poll(0))
@@ -183,9 +187,12 @@ class _FastWait:
             self._came_soon()
         else:
             self._came_late()
-        if now_s - asleep_s < self._bound_s and len(os.sched_getaffinity(0)) > 1:
-            # Polling would have caught this one. On a single core it would only have kept the client from running.
-            self._window_s = self._bound_s
+        if now_s - asleep_s < self._bound_s:
+            self._one_core = _has_one_core()
+            if not self._one_core:
+                # Polling would have caught this one. On a single core it would only have kept the client from
+                # running.
+                self._window_s = self._bound_s
         return readable
 
     async def _linger(self, quick_wake: QuickWake) -> bool:
@@ -207,6 +214,10 @@ class _FastWait:
             self._credit -= 1
             if not self._credit and self._quick_wake is not None:
                 self._quick_wake.let_go()
+
+
+def _has_one_core() -> bool:
+    return len(os.sched_getaffinity(0)) == 1
 
 
 _installed: _FastWait | None = None

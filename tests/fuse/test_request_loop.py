@@ -258,17 +258,24 @@ def test_the_window_opens_after_a_short_gap_unless_there_is_one_core(
     os.close(sender)
 
 
-def test_who_waits_for_this_core_gets_it_before_the_poller_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cores", "sleeps"), [({0}, False), ({0, 1}, True)])
+def test_who_waits_for_this_very_core_gets_it_before_the_poller_sleeps(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], sleeps: bool
+) -> None:
     receiver, sender = os.pipe()
+    slept = []
 
-    async def never() -> bool:
-        raise AssertionError("it slept")
+    async def sleep() -> bool:
+        slept.append(True)
+        return True
 
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
     monkeypatch.setattr(os, "sched_yield", lambda: os.write(sender, b"x"))
-    wait = _FastWait(never, 0.0)
+    wait = _FastWait(sleep, 0.0)
     wait.start(receiver)
     assert wait._window_s == 0.0
     assert trio.run(wait)
+    assert bool(slept) == sleeps
     os.close(receiver)
     os.close(sender)
 
