@@ -215,14 +215,11 @@ class Transactions:
         return self.wal_bytes() > _CHECKPOINT_BYTES
 
     def close(self) -> None:
-        """Commit and close; the WAL is folded into the database file."""
+        """Close; the WAL is folded into the database file. What was not committed is undone: alone, without what
+        others would have written before a commit, it makes no sense."""
         if not self.read_only:
-            try:
-                self.commit()
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-        if not self.read_only:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             self.mapped_index.closing()
         if self._checkpointer is not None:
             self._checkpointer.close()

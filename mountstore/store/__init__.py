@@ -301,7 +301,12 @@ class Store:
                 await self.sealer.seal_all()
                 sealed = True
             finally:
-                await self.commits.sync_now()
+                try:
+                    await self.commits.sync_now()
+                except BaseException:
+                    # It may not survive power loss; but it was done, and nothing else stands in its way.
+                    self.commits.commit()
+                    raise
                 if sealed:
                     self.catalog.set_meta("clean", 1)
                     self.commits.commit()

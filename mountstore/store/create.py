@@ -83,6 +83,7 @@ def create_store(
     if adopted:
         # Others may need what lies there: garbage collection leaves alone what was never used here.
         catalog.set_meta("adopted", 1)
+    catalog.commit()
     catalog.close()
     # The configuration makes it a store: last, and whole.
     write_config(path, config_text(config))

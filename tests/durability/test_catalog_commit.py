@@ -78,3 +78,15 @@ def test_a_transaction_that_sqlite_rolled_back_by_itself_is_brought_about_again(
     catalog._db.execute("ROLLBACK")
     catalog.commit()
     assert committed(catalog) == [(b"a", 10), (b"b", 11)]
+
+
+def test_what_was_not_committed_is_undone_at_the_end(tmp_path: Path) -> None:
+    path = str(tmp_path / "catalog.db")
+    catalog = Catalog(path)
+    catalog.add_entry(1, b"a", 10, 1)
+    catalog.commit()
+    catalog.add_entry(1, b"b", 11, 2)
+    catalog.close()
+    again = Catalog(path)
+    assert [again.get_entry(1, name) for name in (b"a", b"b")] == [10, None]
+    again.close()

@@ -222,6 +222,7 @@ def names_in(directory: Path, *, acl: bool) -> Iterator[Names]:
     namespace = Namespace(catalog, inodes, Versions(catalog, inodes), acl=acl)
     yield Names(inodes, namespace, Attributes(catalog, inodes, namespace, acl=acl))
     inodes.flush()
+    catalog.commit()
     catalog.close()
 
 

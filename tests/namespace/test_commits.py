@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ import trio.testing
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import FlushFailedError
 from mountstore.blobs.tree import BalancedTree
+from mountstore.cli.fsck import main as fsck
 from mountstore.errors import ExistsError, NoSpaceError, ReadOnlyError
 from mountstore.namespace import commits as commits_module
 from mountstore.namespace import transactions
@@ -527,3 +529,33 @@ async def test_what_is_done_now_and_then_leaves_pauses_however_long_it_takes(
     with trio.move_on_after(40):
         await store.commits._run_now_and_then(5, act)
     assert [later - earlier for earlier, later in pairwise(begun)] == [12, 12]
+
+
+async def test_a_last_sync_that_fails_leaves_a_catalog_that_makes_sense(
+    store_path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with Store.open(store_path).running() as store:
+        await write_file(store, b"removed", b"1" * 100)
+        await write_file(store, b"later", b"2" * 100)
+
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with pytest.raises(OSError, match="Too many open files"):
+        async with Store.open(store_path).running() as store:
+            store.commits.commit()
+            inode = store.namespace.unlink(ROOT, b"removed")
+            for unused in store.namespace.forget([inode.id]):
+                await store.files.drop(unused)
+            await write_file(store, b"new", b"3" * 100)
+            monkeypatch.setattr(store.commits, "_flush_blobs", no_descriptor)
+    assert await trio.to_thread.run_sync(fsck, ["-n", "-f", store_path]) == 0, capsys.readouterr().out
+    async with Store.open(store_path).running() as store:
+        assert store.namespace.find(ROOT, b"removed") is None
+        new = store.namespace.find(ROOT, b"new")
+        assert new is not None
+        assert await store.files.read(new, 0, 200) == b"3" * 100
+        # Histories get numbers that were never used.
+        store.namespace.unlink(ROOT, b"later")
+        histories = store.versions.histories
+        assert histories.of_name(ROOT, b"later") != histories.of_name(ROOT, b"removed") != 0

@@ -26,6 +26,7 @@ def test_what_is_recorded_is_found_also_after_the_next_start(tmp_path: Path) -> 
     renditions.record(b"large", rendition(2, ContentKind.MANIFEST))
     renditions.record(b"key", rendition(3))
     assert renditions.find(b"key") == rendition(3)
+    catalog.commit()
     catalog.close()
     catalog = Catalog(path, read_only=True)
     renditions = Renditions(catalog)
