@@ -22,24 +22,47 @@ NAMES = (b"a", b"b", b"c", b"d")
 places = st.tuples(st.sampled_from(DIRECTORIES), st.sampled_from(NAMES))
 
 
-class Names(RuleBasedStateMachine):
-    """A catalog beside a dict; some of the directories are known as a whole, and memory is short."""
+class BesideADict(RuleBasedStateMachine):
+    """A catalog and what it should say; memory is short."""
 
     limit = 6
+    known: KnownNames
 
     def __init__(self) -> None:
         super().__init__()
         self.path = f"/dev/shm/known-names-{os.getpid()}-{id(self)}"
         self.catalog = Catalog(self.path)
-        self.catalog._names = KnownNames(self.limit)
-        self.catalog.begin_directory(1)
-        self.catalog.begin_directory(2)
         self.model: dict[tuple[int, bytes], int] = {}
         self.number = 10
 
     def next(self) -> int:
         self.number += 1
         return self.number
+
+    @rule()
+    def commit(self) -> None:
+        self.catalog.commit()
+
+    @invariant()
+    def what_is_known_is_so(self) -> None:
+        for place in ((parent, name) for parent in DIRECTORIES for name in NAMES):
+            known = self.known.get(*place)
+            assert known is None or known == self.model.get(place, 0)
+
+    def teardown(self) -> None:
+        self.catalog.close()
+        for end in ("", "-wal", "-shm"):
+            Path(self.path + end).unlink(missing_ok=True)
+
+
+class Names(BesideADict):
+    """What names stand for; some of the directories are known as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.catalog._names = self.known = KnownNames(self.limit)
+        self.catalog.begin_directory(1)
+        self.catalog.begin_directory(2)
 
     @rule(place=places)
     def add(self, place: tuple[int, bytes]) -> None:
@@ -112,21 +135,6 @@ class Names(RuleBasedStateMachine):
         assert (found and found[0]) == self.model.get(place)
         assert self.catalog.get_entry(*place) == self.model.get(place)
 
-    @rule()
-    def commit(self) -> None:
-        self.catalog.commit()
-
-    @invariant()
-    def what_is_known_is_so(self) -> None:
-        for place in ((parent, name) for parent in DIRECTORIES for name in NAMES):
-            known = self.catalog._names.get(*place)
-            assert known is None or known == self.model.get(place, 0)
-
-    def teardown(self) -> None:
-        self.catalog.close()
-        for end in ("", "-wal", "-shm"):
-            Path(self.path + end).unlink(missing_ok=True)
-
 
 Names.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestNames = Names.TestCase
@@ -140,29 +148,16 @@ NamesUnbounded.TestCase.settings = settings(max_examples=60, stateful_step_count
 TestNamesUnbounded = NamesUnbounded.TestCase
 
 
-class HistoriesOfNames(RuleBasedStateMachine):
-    """The histories of names beside a dict; what is in memory of them goes now and then."""
-
-    limit = 6
+class HistoriesOfNames(BesideADict):
+    """The histories of names, of which one directory had some before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.path = f"/dev/shm/histories-{os.getpid()}-{id(self)}"
-        self.catalog = Catalog(self.path)
-        self.number = 10
-        self.model: dict[tuple[int, bytes], int] = {}
-        self.histories = self.opened()
+        self.histories = Histories(self.catalog, self.next)
         self.give((3, b"a"))
-        self.histories = self.opened()
-
-    def opened(self) -> Histories:
-        histories = Histories(self.catalog, self.next)
-        histories._known._limit = self.limit
-        return histories
-
-    def next(self) -> int:
-        self.number += 1
-        return self.number
+        self.histories = Histories(self.catalog, self.next)
+        self.known = self.histories._known
+        self.known._limit = self.limit
 
     @rule(place=places)
     def give(self, place: tuple[int, bytes]) -> None:
@@ -186,21 +181,6 @@ class HistoriesOfNames(RuleBasedStateMachine):
     @rule(place=places)
     def ask(self, place: tuple[int, bytes]) -> None:
         assert self.histories.of_name(*place) == self.model.get(place, 0)
-
-    @rule()
-    def commit(self) -> None:
-        self.catalog.commit()
-
-    @invariant()
-    def what_is_known_is_so(self) -> None:
-        for place in ((parent, name) for parent in DIRECTORIES for name in NAMES):
-            known = self.histories._known.get(*place)
-            assert known is None or known == self.model.get(place, 0)
-
-    def teardown(self) -> None:
-        self.catalog.close()
-        for end in ("", "-wal", "-shm"):
-            Path(self.path + end).unlink(missing_ok=True)
 
 
 HistoriesOfNames.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
