@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.tree import BalancedTree
@@ -98,20 +99,24 @@ class DescriptorCache:
                 _, descriptor = self._idle.popitem(last=False)
         os.close(descriptor.fd)
 
-    def fetch(self, tree: BalancedTree, digest: Digest) -> bool:
-        """Have the kernel read the blob, which is going to be asked for; return whether it had to, as far as its
-        beginning tells. Only an advice: what is wrong is left for the one who asks."""
+    def fetch(self, tree: BalancedTree, digest: Digest) -> None:
+        """Have the kernel read the blob, which is going to be asked for. Only an advice: what is wrong is left for
+        the one who asks."""
+        self._advise(tree, digest, _fetch)
+
+    def fetch_cold(self, tree: BalancedTree, digest: Digest) -> bool:
+        """`fetch` it unless the kernel has it; return whether it had not, as far as its beginning tells."""
+        return self._advise(tree, digest, _fetch_cold)
+
+    def _advise(self, tree: BalancedTree, digest: Digest, advise: Callable[[int], bool]) -> bool:
         try:
             descriptor = self.acquire(tree, digest)
             try:
-                if _begins_in_cache(descriptor.fd):
-                    return False
-                os.posix_fadvise(descriptor.fd, 0, 0, os.POSIX_FADV_WILLNEED)
+                return advise(descriptor.fd)
             finally:
                 self.release(descriptor)
         except (MountstoreError, OSError):
-            pass
-        return True
+            return True
 
     def forget(self, digest: Digest) -> None:
         """Open the blob anew next time: the file of that name was replaced."""
@@ -140,6 +145,15 @@ class DescriptorCache:
             self._used[digest] = found
         found.users += 1
         return found
+
+
+def _fetch(fd: int) -> bool:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+    return True
+
+
+def _fetch_cold(fd: int) -> bool:
+    return not _begins_in_cache(fd) and _fetch(fd)
 
 
 def _begins_in_cache(fd: int) -> bool:

@@ -271,7 +271,7 @@ class ContentReader:
                 break
             self._fetched = start + size
             if digest is not None:
-                cold.append(self._descriptors.fetch(self._tree, digest))
+                cold.append(self._descriptors.fetch_cold(self._tree, digest))
         if cold:
             self.cold = any(cold)
 

@@ -45,6 +45,10 @@ QUICK_S = 0.0005
 
 _QUICK_READS = 8
 
+_HASHED_MAX = 8192
+"""SHA-256 of so many bytes takes no longer than asking the catalog for their checksum; and what was verified is
+hardly ever verified again."""
+
 
 class ReadPace:
     """Whether the disk has lately been so quick that small reads need no worker: fast flash, in a quiet moment.
@@ -100,7 +104,9 @@ class Contents:
         """A reader of its own, to be closed by the caller; None for the empty content."""
         if content.digest is None:
             return None
-        checksum = self._ledger.checksum(content.digest)
+        digest = content.digest
+        hashed = digest in self.verified or digest.size_bytes <= _HASHED_MAX
+        checksum = None if hashed else self._ledger.checksum(digest)
         reader = ContentReader(self._tree, content, checksum, self.verified, self._descriptors)
         self._readers.add(reader)
         return reader
