@@ -8,15 +8,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import MountstoreError
 
 __all__ = ["Descriptor", "DescriptorCache"]
+
+_IDLE_MAX: Final = 1024
 
 
 class Descriptor:
@@ -34,10 +38,14 @@ class DescriptorCache:
     """Open blobs by digest. Any thread.
 
     Args:
-        limit: How many to keep open while nobody uses them.
+        limit: How many to keep open while nobody uses them; by default 1024, which is a GiB of usual pieces, or a
+            quarter of what the process may have open.
     """
 
-    def __init__(self, limit: int = 256) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is None:
+            allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            limit = _IDLE_MAX if allowed == resource.RLIM_INFINITY else min(_IDLE_MAX, allowed // 4)
         self._limit = limit
         self._lock = threading.Lock()
         self._used: dict[Digest, Descriptor] = {}

@@ -463,6 +463,18 @@ def test_running_out_of_descriptors_is_survived(tree: BalancedTree, mounted: Mou
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.parametrize(("allowed", "kept"), [(40, 10), (100_000, 20), (resource.RLIM_INFINITY, 20)])
+def test_how_many_descriptors_are_kept_depends_on_how_many_there_may_be(
+    tree: BalancedTree, monkeypatch: pytest.MonkeyPatch, allowed: int, kept: int
+) -> None:
+    monkeypatch.setattr(descriptors_module, "_IDLE_MAX", 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, allowed))
+    cache = DescriptorCache()
+    for digest in [tree.add_bytes(noise(i, 100)).digest for i in range(30)]:
+        cache.release(cache.acquire(tree, digest))
+    assert cache.close_idle() == kept
+
+
 def test_many_threads_read_at_once(tree: BalancedTree) -> None:
     data = noise(1, 60_000)
     mounted = Mounted(tree, descriptors_max=3)
