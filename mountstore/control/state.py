@@ -61,7 +61,7 @@ def gather(services: Services, jobs: Jobs) -> Iterator[Metric]:
     ledger, verified, commits = store.ledger, store.contents.verified, store.commits
     disk = store.statvfs()
     yield Metric("requests", services.count_requests(), "Requests of the kernel.")
-    yield Metric("read_bytes", counted.read_bytes, "Bytes of files the kernel was given, not having them.")
+    yield Metric("read_bytes", counted.read_bytes, "Bytes of files the kernel asked for, not having them.")
     yield Metric("write_bytes", counted.write_bytes, "Bytes of files the kernel handed over.")
     yield Metric("new_blobs", ledger.blobs_new, "Blobs placed in the tree.")
     yield Metric("new_bytes", ledger.bytes_new, "Bytes of blobs placed in the tree.")

@@ -15,7 +15,7 @@ class Statistics:
     """
 
     read_bytes: int = 0
-    """Of file data that the kernel was given, because it did not have it."""
+    """Of file data that the kernel asked for, because it did not have it."""
     write_bytes: int = 0
     """Of file data that the kernel handed over."""
     commands: int = 0

@@ -25,7 +25,6 @@ class OpenFiles:
 
     Attributes:
       handles: By number; for handlers that cannot spare a call. Who takes one out releases it.
-      keep_cache: Whether the kernel may keep what it has of a file that is opened.
     """
 
     def __init__(self, store: Store) -> None:
@@ -34,7 +33,7 @@ class OpenFiles:
         self._files = store.files
         self._numbers = itertools.count(1)
         # Somebody else changes what a read-only mount shows.
-        self.keep_cache = not store.read_only
+        self._keep_cache = not store.read_only
         # Damage that was logged; bounded by how many inodes are damaged.
         self._reported: set[tuple[int, str]] = set()
 
@@ -49,7 +48,7 @@ class OpenFiles:
         )
         number = next(self._numbers)
         self.handles[number] = handle
-        return FileInfo(fh=FileHandleT(number), keep_cache=self.keep_cache)
+        return FileInfo(fh=FileHandleT(number), keep_cache=self._keep_cache)
 
     async def report_damage(self, inode: Inode, exc: Exception) -> None:
         """Say once which blob is bad and which files that makes unreadable."""

@@ -14,7 +14,6 @@ import errno
 import os
 import stat
 from collections.abc import Hashable, Sequence
-from contextlib import suppress
 
 import pyfuse3
 import trio
@@ -35,14 +34,7 @@ from pyfuse3 import (
 )
 
 from mountstore.control.statistics import Statistics
-from mountstore.errors import (
-    BlobMissingError,
-    CorruptError,
-    ExistsError,
-    FoundDirectoryError,
-    MountstoreError,
-    NotSupportedError,
-)
+from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
 from mountstore.fuse.answers import CACHE_S, caller_of, is_shown, keeps_setgid, statfs_answer
 from mountstore.fuse.errnos import fuse_error
 from mountstore.fuse.errnos import guarded as _guarded
@@ -109,8 +101,6 @@ class Operations(pyfuse3.Operations):
         self.open_files = OpenFiles(store)
         self._open = self.open_files.open
         self._handles = self.open_files.handles
-        self._keep_cache = self.open_files.keep_cache
-        self._read_foreseen = store.contents.read_foreseen
         self._virtual = VirtualInodes()
         self._versions = VersionsView(store, cache_s)
         self._control = control
@@ -535,22 +525,7 @@ class Operations(pyfuse3.Operations):
                 raise
             if inode.mode != mode:
                 self._forget_mode(inode)
-        elif not flags & os.O_ACCMODE and inode.handles == 1 and inode.draft is None and self._keep_cache:
-            self._hand_over(inode)
         return info
-
-    def _hand_over(self, inode: Inode) -> None:
-        """Give the kernel the bytes of a small file that is being opened, if it was foreseen: no READ has to ask.
-
-        To be called while nobody else has it open and nothing waits in between: the kernel locks the pages, and
-        would wait for ever for a READ of them that only this thread can answer. What goes wrong is left for
-        the READ that comes then.
-        """
-        with suppress(MountstoreError, OSError):
-            data = self._read_foreseen(inode)
-            if data is not None:
-                pyfuse3.notify_store(InodeT(inode.id), 0, data)
-                self._statistics.read_bytes += len(data)
 
     @_guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

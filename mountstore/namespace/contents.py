@@ -139,7 +139,10 @@ class Contents:
         """
         if offset >= inode.content.size_bytes:
             return b""
-        reader = self._reader(inode)
+        reader = inode.reader
+        if reader is None:
+            reader = inode.reader = self.open_reader(inode.content)
+            assert reader is not None
         cost_bytes = reader.cost_bytes(offset, length)
         little = cost_bytes is not None and cost_bytes <= INLINE_READ_MAX
         if little and self._pace.quick and not self._waiting:
@@ -166,28 +169,6 @@ class Contents:
             return await self.in_thread(self._timed_pread, reader, offset, length, ahead)
         finally:
             self._waiting -= 1
-
-    def read_foreseen(self, inode: Inode) -> bytes | None:
-        """The whole sealed content of a small file that was fetched ahead, if it was and is there by now.
-
-        It counts as read. Raises: as `read`.
-        """
-        content = inode.content
-        if not self._ahead.foresaw(inode.id) or content.kind is not ContentKind.BLOB:
-            return None
-        if content.size_bytes > INLINE_READ_MAX:
-            return None
-        data = self._reader(inode).pread_nowait(0, content.size_bytes)
-        if data is not None:
-            self._fetch(self._ahead.note(inode.id, waited=True))
-        return data
-
-    def _reader(self, inode: Inode) -> ContentReader:
-        reader = inode.reader
-        if reader is None:
-            reader = inode.reader = self.open_reader(inode.content)
-            assert reader is not None
-        return reader
 
     def _timed_pread(self, reader: ContentReader, offset: int, length: int, ahead: Sequence[Digest]) -> bytes:
         started_s = time.perf_counter()

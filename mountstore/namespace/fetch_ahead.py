@@ -40,10 +40,6 @@ class FetchAhead:
         self._listed_to = 0
         self._fetched: deque[int] = deque()
 
-    def foresaw(self, number: int) -> bool:
-        """Whether the file was fetched ahead, and has not been read since."""
-        return number in self._fetched
-
     def note(self, number: int, *, waited: bool) -> Sequence[Digest]:
         """A small file is read; return the blobs to fetch now.
 

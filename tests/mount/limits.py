@@ -40,9 +40,3 @@ SMALL_LIMITS = small_limits(
     memory_max=16_384, memory_total=100_000, parked_max=65_536, feed_bytes=8192, inline_max=4096
 )
 """Makes a daemon stream, stage and use threads for files of some KiB."""
-
-FORESEEN = """
-from mountstore.namespace.fetch_ahead import FetchAhead
-FetchAhead.foresaw = lambda self, number: True
-"""
-"""Makes a daemon take every file for foreseen: it hands over whatever is opened, as far as it may."""

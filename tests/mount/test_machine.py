@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from mount.conftest import MountMaker
-from mount.limits import FORESEEN, SMALL_LIMITS
+from mount.limits import SMALL_LIMITS
 from mount.live import SCALE, LiveMount
 from mount.picture import assert_same, picture
 from mount.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2, write_back
@@ -303,7 +303,6 @@ for defaults, name, value in [
         pytest.param((), 65_536, "", id="tiny pieces"),
         pytest.param((), 65_536, SMALL_LIMITS, id="small limits"),
         pytest.param((), None, SMALL_MEMORY, id="small memory"),
-        pytest.param((), None, FORESEEN, id="handed over"),
         pytest.param(("nofastloop",), None, "", id="original loop"),
         pytest.param(("nohandshake",), None, "", id="no handshake"),
     ],
