@@ -56,7 +56,7 @@ class ContentReader:
 
     Args:
         checksum: XXH3-128 of the blob or manifest blob that `content` names, from the catalog; None if it is
-            not known: then that blob is verified by its SHA-256.
+            not known, or not worth asking for: then that blob is verified by its SHA-256.
         verified, descriptors: Shared by all readers of a mount.
 
     Nothing is read before the first call. Between calls no descriptor is held.

@@ -20,6 +20,14 @@ from mountstore.store import Store
 pytestmark = pytest.mark.trio
 
 
+async def _write(store: Store, name: bytes, data: bytes) -> Inode:
+    inode = store.namespace.create(ROOT, name, 0o100644, Caller(0, 0))
+    handle = store.files.open(inode, writable=True, privileged=True)
+    await store.files.write(handle, 0, data)
+    await store.files.release(handle)
+    return inode
+
+
 async def test_one_slow_read_ends_reading_without_workers() -> None:
     pace = ReadPace()
     quick = []
@@ -51,12 +59,8 @@ async def test_which_thread_reads(
     async with Store.open(store_path).running() as store:
         inodes: list[tuple[Inode, bytes]] = []
         for number in range(12):
-            inode = store.namespace.create(ROOT, b"f%d" % number, 0o100644, Caller(0, 0))
-            handle = store.files.open(inode, writable=True, privileged=True)
             data = os.urandom(size)
-            await store.files.write(handle, 0, data)
-            await store.files.release(handle)
-            inodes.append((inode, data))
+            inodes.append((await _write(store, b"f%d" % number, data), data))
         for inode, data in inodes:
             assert await store.files.read(inode, 0, size) == data
     assert (threads[-1] == threading.get_ident()) == inline
@@ -66,10 +70,7 @@ async def test_which_thread_reads(
 @pytest.mark.parametrize("size", [1, _HASHED_MAX])
 async def test_a_small_blob_is_verified_by_its_digest_whatever_is_recorded(store_path: str, size: int) -> None:
     async with Store.open(store_path).running() as store:
-        inode = store.namespace.create(ROOT, b"f", 0o100644, Caller(0, 0))
-        handle = store.files.open(inode, writable=True, privileged=True)
-        await store.files.write(handle, 0, b"\1" * size)
-        await store.files.release(handle)
+        inode = await _write(store, b"f", b"\1" * size)
         digest = inode.content.digest
         assert digest is not None
     wrong = b"\2" * size
@@ -95,13 +96,7 @@ async def test_the_catalog_is_asked_for_checksums_of_what_is_large_and_not_verif
         return real(ledger, digest)
 
     async with Store.open(store_path).running() as store:
-        inodes: list[Inode] = []
-        for size in (_HASHED_MAX, _HASHED_MAX + 1):
-            inode = store.namespace.create(ROOT, b"%d" % size, 0o100644, Caller(0, 0))
-            handle = store.files.open(inode, writable=True, privileged=True)
-            await store.files.write(handle, 0, bytes([1]) * size)
-            await store.files.release(handle)
-            inodes.append(inode)
+        inodes = [await _write(store, b"%d" % size, bytes(size)) for size in (_HASHED_MAX, _HASHED_MAX + 1)]
     monkeypatch.setattr(Ledger, "checksum", noted)
     async with Store.open(store_path).running() as store:
         for _ in range(2):
