@@ -25,7 +25,7 @@ from mountstore.cli.daemon import (
     raise_descriptor_limit,
     serve_detached,
     serve_here,
-    share_one_heap,
+    tune_heap,
 )
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Choices, Request, parse_arguments
@@ -110,7 +110,7 @@ def _server(
         except OSError as exc:
             raise Failure(Exit.SYSTEM, f"cannot log to {log}: {exc.strerror}") from exc
         raise_descriptor_limit()
-        share_one_heap()
+        tune_heap()
 
         from mountstore.cli.stores import prepare_store
         from mountstore.fuse.session import serve as serve_session
