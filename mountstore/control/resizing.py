@@ -193,7 +193,8 @@ def _put(store: Store, at: Entry, found: Found, version: Version) -> bool:
         _require_replaceable(taken, at)
         if taken.content == content and taken.draft is None:
             return False
-        mode, uid, gid = taken.mode, taken.uid, taken.gid
+        # Without its access control list, and new: nobody gets in whom that kept out, nobody becomes its owner.
+        mode, uid, gid = store.versions.kept_mode(taken) & 0o777, taken.uid, taken.gid
     place(
         store.namespace,
         store.inodes,
@@ -260,7 +261,7 @@ async def _make_directory(context: Context, path: bytes) -> int:
     namespace = context.store.namespace
     at = _place_of(context.store, path)
     above = namespace.get(at.directory)
-    mode = stat.S_IFDIR | above.mode & 0o777
+    mode = stat.S_IFDIR | context.store.versions.kept_mode(above) & 0o777
     made = namespace.create(at.directory, at.name, mode, Caller(above.uid, above.gid))
     await context.invalidate(*at)
     return made.id

@@ -30,7 +30,8 @@ def place(
 
     Args:
       allocated: Bytes of the content that are not in holes.
-      mode: Permissions; the type is that of a regular file.
+      mode: Permissions, less what a default access control list of the directory takes; the type is that of a
+        regular file.
 
     Raises:
       FoundDirectoryError: The name is a directory's.
@@ -41,7 +42,6 @@ def place(
         raise FoundDirectoryError(repr(name))
     made_as = name if taken is None else free_name(namespace, parent)
     inode = namespace.create(parent, made_as, stat.S_IFREG | mode & 0o7777, Caller(uid, gid))
-    inode.mode = stat.S_IFREG | mode & 0o7777
     inode.gid = gid
     inode.content = content
     inode.size = content.size_bytes

@@ -199,12 +199,12 @@ class TreeRecall:
             inode = self._inodes.get(past.inode)
         except StaleError:
             raise AbsentError(f"inode {past.inode} was removed meanwhile") from None
-        return inode.mode, inode.uid, inode.gid, inode.mtime_ns
+        return self._versions.kept_mode(inode), inode.uid, inode.gid, inode.mtime_ns
 
     def _make_directory(self, parent: int, name: bytes, past: PastDirectory) -> int:
         mode, uid, gid, _ = self._attributes(past)
-        inode = self._namespace.create(parent, name, stat.S_IFDIR | 0o700, Caller(uid, gid))
-        inode.mode = stat.S_IFDIR | mode & 0o7777
+        inode = self._namespace.create(parent, name, stat.S_IFDIR | mode & 0o7777, Caller(uid, gid))
+        inode.mode = inode.mode & ~stat.S_ISGID | mode & stat.S_ISGID
         inode.gid = gid
         self._inodes.changed(inode)
         return inode.id

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from images.pictures import encoded, quarters
 
 from mount.conftest import MountMaker
 from mount.live import LiveMount, let_everybody_reach, run
@@ -269,3 +271,66 @@ def test_without_the_option_there_are_no_lists(make_mount: MountMaker) -> None:
         assert outcome(lambda n=name: os.removexattr(directory, n)) == "ENOTSUP"  # type: ignore[misc]
     run("cp", "-a", "--", str(directory), str(mount.path / "e"))
     assert run("getfacl", "-c", "-p", str(directory)).split() == ["user::rwx", "group::r-x", "other::r-x"]
+
+
+def require_agreement(path: Path) -> None:
+    """The mode's bits for group and others are those of the mask (the owning group without one) and of others."""
+    try:
+        value = os.getxattr(path, ACCESS)
+    except OSError as exc:
+        assert exc.errno == errno.ENODATA
+        return
+    rights = {tag: bits for tag, bits, _ in struct.iter_unpack("<HHI", value[4:])}
+    assert oct(path.stat().st_mode & 0o77) == oct(rights.get(16, rights[4]) << 3 | rights[32])
+
+
+def command(mount: LiveMount, line: str) -> None:
+    (mount.path / ".cas" / "control").write_text(line + "\n")
+
+
+# A user of his own may read, the owning group may not, and the mode's bits for the group are the mask.
+KEEPS_THE_GROUP_OUT = entries(USER_OBJ, (2, 6, 41001), (4, 0, NOBODY), (16, 6, NOBODY), OTHER)
+LEAVES_READING = entries((1, 7, NOBODY), (2, 4, 41001), (4, 4, NOBODY), (16, 4, NOBODY), (32, 0, NOBODY))
+
+
+def test_what_comes_back_has_the_default_list_and_the_mode_that_goes_with_it(acl_mount: LiveMount) -> None:
+    root = acl_mount.path / "back"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "g").write_text("in it")
+    file = root / "f"
+    for text in "one", "two22":
+        file.write_text(text)
+        file.chmod(0o664)
+    (root / "sub").chmod(0o2775)
+    os.setxattr(root, DEFAULT, LEAVES_READING)
+    command(acl_mount, "restore /back/f@1")
+    assert file.read_text() == "one"
+    assert os.getxattr(file, ACCESS) == entries(USER_OBJ, (2, 4, 41001), (4, 4, NOBODY), (16, 4, NOBODY), OTHER)
+    assert oct(file.stat().st_mode) == oct(0o100640)
+    command(acl_mount, "restore /back/sub@2100-01-01 --to /back/copy")
+    assert (root / "copy" / "g").read_text() == "in it"
+    assert oct((root / "copy").stat().st_mode) == oct(0o042740)
+    for path in file, root / "copy", root / "copy" / "g":
+        require_agreement(path)
+
+
+def test_what_takes_the_place_of_something_lets_nobody_in_whom_its_list_kept_out(acl_mount: LiveMount) -> None:
+    root = acl_mount.path / "kept out"
+    root.mkdir()
+    directory, image, target = root / "d", root / "a.png", root / "t.png"
+    directory.mkdir()
+    os.setxattr(directory, ACCESS, entries((1, 7, NOBODY), (2, 7, 41001), (4, 0, NOBODY), (16, 7, NOBODY), OTHER))
+    assert oct(directory.stat().st_mode) == oct(0o040770)
+    command(acl_mount, "restore '/kept out/d@2100-01-01' --to '/kept out/e'")
+    assert oct((root / "e").stat().st_mode) == oct(0o040700)
+    image.write_bytes(encoded(quarters(), "PNG"))
+    shutil.copy(image, target)
+    target.chmod(0o4640)
+    os.setxattr(target, ACCESS, KEEPS_THE_GROUP_OUT)
+    assert oct(target.stat().st_mode) == oct(0o104660)
+    command(acl_mount, "resize '/kept out/a.png' 10x10 '/kept out/t.png'")
+    assert oct(target.stat().st_mode) == oct(0o100600)
+    command(acl_mount, "resize '/kept out/d' 10x10 '/kept out/d/small'")
+    for path in target, root / "e", directory / "small":
+        require_agreement(path)
+    assert oct((directory / "small").stat().st_mode) == oct(0o040700)
