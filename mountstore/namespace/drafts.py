@@ -1,7 +1,7 @@
 """The drafts of all inodes: opened over contents, grown from one form into the next, retired.
 
-Bounds: all drafts in memory together hold at most `MEMORY_TOTAL` bytes; beyond, they go to staging files. What
-a draft will need on the disk is claimed from `Space` when it is accepted.
+Bounds: all drafts in memory together, and what streams have in it, hold at most `MEMORY_TOTAL` bytes; beyond, they
+go to staging files. What a draft will need on the disk is claimed from `Space` when it is accepted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 MEMORY_TOTAL = 256 << 20
 """Bytes of all drafts in memory together."""
+
+STREAM_BYTES = 6 << 20
+"""What a stream is reckoned to hold in memory: a piece whose end is not found yet, up to 4 MiB, and what waits to
+be cut. Less than a draft in memory has when it grows too long for that, so it always has room as a stream."""
 
 
 def inode_of_draft(name: str) -> int | None:
@@ -187,10 +191,14 @@ class Drafts:
         self._replace(inode, memory, staged)
         return staged
 
-    def stream(self, inode: Inode, memory: MemoryDraft) -> StreamedDraft:
-        """Seal a draft from memory while more of it arrives in order."""
+    def stream(self, inode: Inode, memory: MemoryDraft) -> StreamedDraft | None:
+        """Seal a draft from memory while more of it arrives in order; None, and nothing done, if no memory is left
+        for what a stream holds."""
+        if self._memory_bytes - len(memory.data) + STREAM_BYTES > MEMORY_TOTAL:
+            return None
         streamed = StreamedDraft(memory.base, StreamingSeal(self._tree, self._parameters), memory.data)
         self._replace(inode, memory, streamed)
+        self._memory_bytes += STREAM_BYTES
         return streamed
 
     def write_streamed(self, draft: StreamedDraft, offset: int, data: bytes) -> bool:
@@ -245,7 +253,7 @@ class Drafts:
         """What was a stream is a draft in a staging file from now on."""
         staged.claimed = streamed.claimed
         staged.file_claimed = streamed.file_claimed
-        self._memory_bytes -= streamed.parked_bytes
+        self._memory_bytes -= STREAM_BYTES + streamed.parked_bytes
         inode.draft = staged
         inode.view = None
 
@@ -272,7 +280,7 @@ class Drafts:
         if type(draft) is MemoryDraft:
             self._memory_bytes -= len(draft.data)
         elif type(draft) is StreamedDraft:
-            self._memory_bytes -= draft.parked_bytes
+            self._memory_bytes -= STREAM_BYTES + draft.parked_bytes
         elif type(draft) is StagedDraft:
             draft.close()
             if self.records.forget(inode, draft):

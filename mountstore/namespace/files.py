@@ -194,10 +194,10 @@ class Files:
                 if end <= size or self._drafts.resize(draft, end):
                     draft.write(offset, data)
                     written = True
-                elif offset == size and inode.syncs == 0:
-                    draft = self._drafts.stream(inode, draft)
                 else:
-                    draft = self._drafts.spill(inode, draft)
+                    in_order = offset == size and inode.syncs == 0
+                    streamed = self._drafts.stream(inode, draft) if in_order else None
+                    draft = streamed or self._drafts.spill(inode, draft)
             elif type(draft) is StreamedDraft:
                 written = await self._write_streamed(inode, draft, offset, data)
                 if not written:

@@ -6,6 +6,7 @@ _PRELUDE = """
 from mountstore.namespace import drafts, files, sealing, streamed_draft
 for module, name, value in [
     (drafts, "MEMORY_MAX", {memory_max}), (drafts, "MEMORY_TOTAL", {memory_total}),
+    (drafts, "STREAM_BYTES", {memory_max} // 2),
     (streamed_draft, "PARKED_MAX", {parked_max}), (files, "_FEED_BYTES", {feed_bytes}),
     (files, "INLINE_WRITE_MAX", {inline_max}), (sealing, "INLINE_WRITE_MAX", {inline_max}),
 ]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,8 +72,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[FullDisk]:
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All drafts in memory together hold less than one of them may."""
+    """All drafts in memory together hold less than one of them may, a stream next to nothing."""
     monkeypatch.setattr(drafts, "MEMORY_TOTAL", 1_000_000)
+    monkeypatch.setattr(drafts, "STREAM_BYTES", 1000)
 
 
 async def test_a_stream_whose_seal_failed_takes_further_bytes(store: Store, disk: FullDisk) -> None:
@@ -244,8 +246,36 @@ async def test_many_streams_are_less_far_ahead_of_what_is_placed(store: Store) -
     assert all(room * (number + 1) <= files._AHEAD_TOTAL for number, room in enumerate(rooms))
 
 
+async def test_many_open_files_hold_no_more_memory_than_allowed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short ones that there is no memory for are no streams, which would hold all of them."""
+    monkeypatch.setattr(drafts, "MEMORY_TOTAL", 32 << 20)
+    short = [os.urandom(3 * PART + number) for number in range(20)]
+    handles = [opened(store, b"%d" % number) for number in range(20)]
+    for handle, data in zip(handles, short, strict=True):
+        await append(store, handle, data)
+        assert store.drafts.memory_bytes <= drafts.MEMORY_TOTAL
+    kinds = Counter(type(handle.inode.draft) for handle in handles)
+    assert kinds == {MemoryDraft: 10, StagedDraft: 10}
+    long = os.urandom(MEMORY_MAX + 3 * PART)
+    longer = [opened(store, b"long %d" % number) for number in range(8)]
+    for handle in handles[:8]:
+        await store.files.release(handle)
+    for handle in longer:
+        await append(store, handle, long)
+        assert store.drafts.memory_bytes <= drafts.MEMORY_TOTAL
+    # What is left of the memory is for four of them, of 6 MiB each.
+    assert [type(handle.inode.draft) for handle in longer] == [StreamedDraft] * 4 + [StagedDraft] * 4
+    for handle, data in zip(handles[8:] + longer, short[8:] + [long] * 8, strict=True):
+        await store.files.release(handle)
+        assert await content(store, handle.inode) == data
+    assert store.drafts.memory_bytes == 0
+
+
 async def test_what_is_parked_counts_as_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts, "MEMORY_TOTAL", PART + PART // 2)
+    monkeypatch.setattr(drafts, "STREAM_BYTES", 1000)
     data = os.urandom(MEMORY_MAX + 3 * PART)
     handles = []
     for number in range(3):
@@ -334,6 +364,7 @@ async def test_equal_files_have_equal_contents_whatever_their_drafts_were(
     assert type(staged.inode.draft) is StagedDraft
     await store.files.release(staged)
     monkeypatch.setattr(drafts, "MEMORY_TOTAL", 10_000)
+    monkeypatch.setattr(drafts, "STREAM_BYTES", 0)
     streamed = opened(store, b"streamed")
     await append(store, streamed, data)
     assert type(streamed.inode.draft) is StreamedDraft
