@@ -107,6 +107,8 @@ class Staging:
         self._gid = gid
         self._counter = itertools.count()
         self._prefix = self._new_prefix()
+        # The umask is this process's own, so that one file tells for all.
+        self._mode_is_given = False
 
     def create(self) -> Staged:
         """An empty file.
@@ -148,12 +150,14 @@ class Staging:
                 fd = os.open(path, _CREATE, BLOB_MODE)
             except FileNotFoundError:
                 os.makedirs(self.directory, 0o700, exist_ok=True)
+                self._mode_is_given = False
                 continue
             except FileExistsError:  # a forked process shares the prefix and the count
                 self._prefix = self._new_prefix()
                 continue
             try:
-                os.fchmod(fd, BLOB_MODE)  # whatever the umask; fstat to find out costs more
+                if not self._mode_is_given:
+                    self._give_mode(fd)
                 if self._gid is not None and os.fstat(fd).st_gid != self._gid:
                     os.fchown(fd, -1, self._gid)
             except BaseException:
@@ -161,6 +165,12 @@ class Staging:
                 drop_file(path)
                 raise
             return path, fd
+
+    def _give_mode(self, fd: int) -> None:
+        """Look whether umask and access control lists leave a new file the mode it is made with; else set it."""
+        self._mode_is_given = stat.S_IMODE(os.fstat(fd).st_mode) == BLOB_MODE
+        if not self._mode_is_given:
+            os.fchmod(fd, BLOB_MODE)
 
     def _new_prefix(self) -> str:
         return f"{self.directory}/{os.getpid():x}-{os.urandom(4).hex()}-"

@@ -44,13 +44,15 @@ def read(path: str) -> bytes:
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o777])
-def test_blobs_are_readable_by_all_and_writable_by_nobody(tree: BalancedTree, umask: int) -> None:
-    tree.add_bytes(b"0")  # makes the staging directory
-    outside = f"{tree.root}/../outside"
+def test_blobs_are_readable_by_all_and_writable_by_nobody(tmp_path: Path, exclusive: bool, umask: int) -> None:
+    root = f"{tmp_path}/blobs"
+    BalancedTree(root, exclusive=exclusive).add_bytes(b"0")  # makes the staging directory
+    outside = f"{tmp_path}/outside"
     Path(outside).write_bytes(b"2")
     os.chmod(outside, 0o600)
     old = os.umask(umask)
     try:
+        tree = BalancedTree(root, exclusive=exclusive)
         with tree.create_staging() as staged:
             staged.write(b"3")
             added = [tree.add_bytes(b"1"), tree.publish(outside, Digest.of(b"2")), tree.publish(staged)]
