@@ -24,8 +24,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
-from mountstore.cli.daemon import tune_heap
-from mountstore.fuse import handshake, readahead, request_loop
+from mountstore.fuse import handshake, heap, readahead, request_loop
 
 TIMEOUT_S = 3600.0
 
@@ -290,7 +289,7 @@ def main() -> int:
     parser.add_argument("--max-tasks", type=int, default=64)
     choices = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="nullfs: %(message)s")
-    tune_heap()
+    heap.tune()
     trio.run(serve, NullFS(keep_content=choices.content), choices)
     return 0
 

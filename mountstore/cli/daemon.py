@@ -16,7 +16,6 @@ for that reason).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
@@ -29,12 +28,6 @@ from mountstore.cli.exits import Exit, exit_code_of, message_of
 _READY = b"+"
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _PRE_READY_OUTPUT_BYTES = 2000
-
-# Of <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_FREE_KEPT_BYTES = 8 << 20
-# Whoever sets one of the two thresholds ends glibc's own adjustment of both.
-_MAPPED_BYTES = 4 << 20
 
 Serve = Callable[[Callable[[], None]], None]
 """Serves until the mount is gone; calls its argument once when the mount works."""
@@ -158,21 +151,6 @@ def raise_descriptor_limit() -> None:
     """Allow this process as many open files as the system lets it have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def tune_heap() -> None:
-    """Set how this process gets its memory (mallopt(3)), before it has threads; without glibc nothing is done.
-
-    One heap for all threads: an arena of its own for each is of no use to the others, and eight writers of
-    large files took 270 MB, 200 MB like this. Up to 8 MiB that are free at its end are not given back: streams
-    allocate and free a MiB for each request, and a mount that gave back each of them had some 130 page faults
-    a MiB, which took a tenth of the time of cold streams.
-    """
-    with contextlib.suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_TRIM_THRESHOLD, _FREE_KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def notify_service_manager(state: str) -> None:

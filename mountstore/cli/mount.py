@@ -25,10 +25,10 @@ from mountstore.cli.daemon import (
     raise_descriptor_limit,
     serve_detached,
     serve_here,
-    tune_heap,
 )
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Choices, Request, parse_arguments
+from mountstore.fuse import heap
 from mountstore.fuse.mount_options import MountOptions
 
 PROGRAM = "mount.cas"
@@ -110,7 +110,7 @@ def _server(
         except OSError as exc:
             raise Failure(Exit.SYSTEM, f"cannot log to {log}: {exc.strerror}") from exc
         raise_descriptor_limit()
-        tune_heap()
+        heap.tune()
 
         from mountstore.cli.stores import prepare_store
         from mountstore.fuse.session import serve as serve_session

@@ -22,7 +22,7 @@ import trio
 
 from mountstore.blobs.flush import syncfs
 from mountstore.errors import BusyError, MountstoreError
-from mountstore.fuse import handshake, mounts, request_loop
+from mountstore.fuse import handshake, heap, mounts, request_loop
 from mountstore.fuse.handshake import Connection
 from mountstore.fuse.mount_options import MountOptions
 from mountstore.fuse.readahead import raise_readahead
@@ -77,6 +77,7 @@ async def serve(
             await nursery.start(_end_on_signal, connection, served)
             await served.start(connection, nursery)
             nursery.start_soon(_announce, on_ready)
+            nursery.start_soon(heap.give_back)
             await request_loop.serve()
             nursery.cancel_scope.cancel()
     finally:

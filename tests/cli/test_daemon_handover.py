@@ -172,22 +172,3 @@ def test_a_person_or_a_script_called_mount_is_not_mount8(tmp_path: Path) -> None
     script.chmod(0o755)
     by_script = subprocess.run([script], capture_output=True, text=True, check=True)
     assert by_script.stdout == "False\n"
-
-
-CHURN = """
-import resource
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def churn():
-    for _ in range(100):
-        [bytes([1]) * (1 << 20) for _ in range(4)]
-churn()
-before = faults()
-churn()
-print(faults() - before)
-"""
-
-
-def test_buffers_that_come_and_go_do_not_fault_their_pages_in_each_time() -> None:
-    assert int(run(CHURN).stdout) > 10_000, "this C library keeps them by itself: is tune_heap still needed?"
-    assert int(run("tune_heap()" + CHURN).stdout) < 1000
