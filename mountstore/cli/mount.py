@@ -28,7 +28,6 @@ from mountstore.cli.daemon import (
 )
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Choices, Request, parse_arguments
-from mountstore.fuse import heap
 from mountstore.fuse.mount_options import MountOptions
 
 PROGRAM = "mount.cas"
@@ -110,11 +109,12 @@ def _server(
         except OSError as exc:
             raise Failure(Exit.SYSTEM, f"cannot log to {log}: {exc.strerror}") from exc
         raise_descriptor_limit()
-        heap.tune()
 
         from mountstore.cli.stores import prepare_store
+        from mountstore.fuse import heap
         from mountstore.fuse.session import serve as serve_session
 
+        heap.tune()
         if options.snapshot is None:
             prepare_store(store, dir_limit=dir_limit, read_only=options.read_only)
         serve_session(store, mountpoint, options, on_ready)
