@@ -93,6 +93,7 @@ async def _restore_tree(context: Context, path: bytes, instant: Instant, to: byt
         "files": restored.files,
         "directories": restored.directories,
         "links": restored.links,
+        "bytes": restored.size_bytes,
         "failed": len(restored.failed),
         "rows": [{"path": lost, "message": str(exc)} for lost, exc in restored.failed[:_FAILURES_MAX]],
     }

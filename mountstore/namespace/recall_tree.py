@@ -50,6 +50,8 @@ class RestoredTree(NamedTuple):
     files: int
     directories: int
     links: int
+    size_bytes: int
+    """Of the files together."""
     failed: list[tuple[bytes, Exception]]
     """Paths below it whose content is lost, and why; everything else is there."""
 
@@ -156,7 +158,7 @@ class TreeRecall:
 
         Directories are known by their numbers: objects of inodes do not stay while others work.
         """
-        files = directories = links = steps = 0
+        files = directories = links = size_bytes = steps = 0
         failed: list[tuple[bytes, Exception]] = []
         waiting = [(top, past, b"")]
         # With their times, to be set when nothing is made in them any more.
@@ -180,6 +182,7 @@ class TreeRecall:
                     try:
                         await self._make_file(directory, name, thing)
                         files += 1
+                        size_bytes += thing.version.size_bytes
                     except (CorruptError, BlobMissingError) as exc:
                         failed.append((above + name, exc))
         for number, (directory, mtime_ns) in enumerate(done, 1):
@@ -188,7 +191,7 @@ class TreeRecall:
             self._inodes.changed(inode)
             if number % _STEP == 0:
                 await trio.lowlevel.checkpoint()
-        return RestoredTree(top, files, directories, links, failed)
+        return RestoredTree(top, files, directories, links, size_bytes, failed)
 
     def _attributes(self, past: PastDirectory) -> tuple[int, int, int, int]:
         """Mode, owner, group and time of a directory."""

@@ -237,6 +237,11 @@ def test_what_every_command_says(mount: LiveMount) -> None:
     assert said("restore", "f@1") == "/f: brought back, 3 B\n"
     assert said("restore", "f@2", "--to", "g") == "/g: brought back, 6 B\n"
     assert (top / "f").read_text() == "one" and (top / "g").read_text() == "second"
+    (top / "d" / "sub").mkdir(parents=True)
+    (top / "d" / "in it").write_text("12345")
+    (top / "d" / "sub" / "below").write_text("12")
+    assert said("restore", "d@2100-01-01", "--to", "e") == "/e: brought back, 1 directories, 2 files, 7 B\n"
+    assert said("restore", "d/sub@2100-01-01", "--to", "s") == "/s: brought back, 0 directories, 1 files, 2 B\n"
     assert said("undelete", "gone") == "/gone: brought back, 4 B\n"
     assert "versions 1 and 2 differ from byte 0 on" in said("diff", "f", "1", "2")
     assert "versions 1 and 4 have the same bytes" in said("diff", "f", "1")
@@ -269,6 +274,22 @@ def test_what_every_command_says(mount: LiveMount) -> None:
     assert "blobs deleted" in said("purge", "--older-than", "0")
     assert re.search(r"damaged blobs +0", said("scrub", "--full"))
     assert "done" in said("jobs") and "COMMAND" in said("jobs")
+
+
+def test_a_directory_that_comes_back_in_part_says_so(mount: LiveMount) -> None:
+    directory = mount.path / "d"
+    directory.mkdir()
+    (directory / "good").write_text("good")
+    (directory / "lost").write_bytes(os.urandom(5_000_000))
+    content = result("info", "d/lost", cwd=mount.path)["content"]
+    Path(content["blob_path"]).unlink()
+    ended = casctl("restore", "d@2100-01-01", "--to", "e", cwd=mount.path)
+    assert ended.returncode == 1
+    row, summary = ended.stdout.splitlines()[-2:]
+    assert row.startswith("lost ") and "no blob" in row
+    assert summary == "/e: brought back, 0 directories, 1 files, 4 B; 1 files are lost"
+    assert os.listdir(mount.path / "e") == ["good"]
+    mount.checked = False
 
 
 def test_damage_is_a_failure(mount: LiveMount) -> None:

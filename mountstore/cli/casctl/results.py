@@ -43,6 +43,8 @@ def verdict(command: str, result: Result) -> Exit:
         "scrub": result.get("damaged_blobs") or result.get("unreadable_blobs"),
         # Of many images; a single one that fails is an error.
         "resize": result.get("failed"),
+        # Of a directory as it was: the others are there.
+        "restore": result.get("failed"),
     }
     return Exit.FAILED if bad.get(command) else Exit.OK
 
@@ -178,7 +180,10 @@ def _diff(result: Result) -> str:
 
 
 def _put_back(result: Result) -> str:
-    return f"{printable(result['path'])}: brought back, {_amount(result)}"
+    text = f"{printable(result['path'])}: brought back, {_amount(result)}"
+    if not result.get("failed"):
+        return text
+    return "\n".join([table(result["rows"]), f"{text}; {number(result['failed'])} files are lost"])
 
 
 def _clone(result: Result) -> str:
@@ -187,7 +192,7 @@ def _clone(result: Result) -> str:
 
 def _amount(result: Result) -> str:
     """Of a file, or of a tree."""
-    if not result.get("directories"):
+    if not result.get("directories") and "failed" not in result:
         return size(result["bytes"])
     return f"{number(result['directories'])} directories, {number(result['files'])} files, {size(result['bytes'])}"
 
