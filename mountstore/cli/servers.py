@@ -30,21 +30,40 @@ def find_server(mount: Mount) -> Server | None:
     """
     if mount.read_only:
         return None
-    # Reading the file here, and not through mountstore.store, saves importing all of that.
-    lock = os.path.join(store_of(mount), "lock")
+    lock = _lock_of(mount)
+    pid = _holder(lock)
+    if pid is None:
+        return None
     pidfd = None
     try:
-        with open(lock, "rb") as file:
-            pid = int(file.read(100).split()[0])
         pidfd = os.pidfd_open(pid)
         # After the pidfd, so that it is this very process that is looked at.
         if any(_leads_to(f"/proc/{pid}/fd/{name}", lock) for name in os.listdir(f"/proc/{pid}/fd")):
             return Server(pid, pidfd)
-    except (OSError, ValueError, IndexError):
+    except OSError:
         pass
     if pidfd is not None:
         os.close(pidfd)
     return None
+
+
+def ended_safely(mount: Mount, server: Server) -> bool:
+    """Whether a server that has ended put everything on disk: then it is not named in the lock file any more."""
+    return _holder(_lock_of(mount)) != server.pid
+
+
+def _lock_of(mount: Mount) -> str:
+    # Reading the file here, and not through mountstore.store, saves importing all of that.
+    return os.path.join(store_of(mount), "lock")
+
+
+def _holder(lock: str) -> int | None:
+    """The process that a lock file names; None for none, or if it cannot be read."""
+    try:
+        with open(lock, "rb") as file:
+            return int(file.read(100).split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _leads_to(link: str, path: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Parser
-from mountstore.cli.servers import find_server, store_of
+from mountstore.cli.servers import ended_safely, find_server, store_of
 from mountstore.errors import AbsentError, BusyError
 from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, read_mounts, unmount
 
@@ -29,8 +29,8 @@ EPILOG = """\
 Returns when the daemon has put everything on disk and ended. A lazy unmount (-l) of a mount in use
 returns at once, and the daemon goes on until the last user is done.
 
-exit codes: 0 unmounted; 1 usage or permission; 2 system error; 4 a bug in umount.cas;
-8 interrupted; 32 not unmounted
+exit codes: 0 unmounted; 1 usage or permission; 2 system error, or unmounted but not all is safe on disk;
+4 a bug in umount.cas; 8 interrupted; 32 not unmounted
 """
 
 USERS_SHOWN = 10
@@ -160,6 +160,12 @@ def _run(argv: Sequence[str]) -> int:
             if got.verbose:
                 say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
             _wait_for_end(server.pidfd)
+            if not ended_safely(mount, server):
+                raise Failure(
+                    Exit.SYSTEM,
+                    f"{got.target} is unmounted, but its daemon ended before all of {store_of(mount)} was safe on"
+                    " disk; its log says why, and the next mount recovers what is there",
+                )
         elif not dead and not mount.read_only:
             say(PROGRAM, f"{got.target} is unmounted, but its daemon is out of sight and was not waited for")
     elif not got.lazy:

@@ -290,41 +290,46 @@ class Store:
                 os.unlink(entry.path)
 
     async def _finish(self) -> None:
+        safe = False
         try:
-            for inode in self.namespace.forget_all():
-                try:
-                    await self.files.drop(inode)
-                except Exception as exc:
-                    log.error("inode %d: a removed file stays until the next mount: %s", inode.id, exc)
-            sealed = False
             try:
-                await self.sealer.seal_all()
-                sealed = True
+                await self._put_on_disk()
             finally:
-                try:
-                    await self.commits.sync_now()
-                except BaseException:
-                    # It may not survive power loss; but it was done, and nothing else stands in its way.
-                    self.commits.commit()
-                    raise
-                if sealed:
-                    self.catalog.set_meta("clean", 1)
-                    self.commits.commit()
+                self._close()
+                syncfs(self.path)
+            safe = True
         finally:
-            self._close()
-            syncfs(self.path)
+            if self._lock is not None:
+                self._lock.release(safe=safe)
+                self._lock = None
+
+    async def _put_on_disk(self) -> None:
+        for inode in self.namespace.forget_all():
+            try:
+                await self.files.drop(inode)
+            except Exception as exc:
+                log.error("inode %d: a removed file stays until the next mount: %s", inode.id, exc)
+        sealed = False
+        try:
+            await self.sealer.seal_all()
+            sealed = True
+        finally:
+            try:
+                await self.commits.sync_now()
+            except BaseException:
+                # It may not survive power loss; but it was done, and nothing else stands in its way.
+                self.commits.commit()
+                raise
+            if sealed:
+                self.catalog.set_meta("clean", 1)
+                self.commits.commit()
 
     def _close(self) -> None:
         self.contents.close()
         self.commits.close()
         if not self.read_only:
             self._known.close()
-        try:
-            self.catalog.close()
-        finally:
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+        self.catalog.close()
 
     def open_scratch(self) -> IO[bytes]:
         """A file without a name on the store's disk, unbuffered, for reading and writing; blocks."""

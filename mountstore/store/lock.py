@@ -20,6 +20,8 @@ class StoreLock:
     """The store's lock, held from `__init__` to `release`.
 
     The file is never deleted, and says who holds it; what counts is the flock, which ends with the process.
+    Whoever was killed, or could not put everything on disk, goes on to be named in it until the next holder:
+    `umount.cas` waits for the process to end, and has nothing else that tells how it ended.
 
     Raises:
       BusyError: Somebody holds it.
@@ -40,9 +42,11 @@ class StoreLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()} {socket.gethostname()} {boot_id()}\n".encode(), 0)
 
-    def release(self) -> None:
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
+    def release(self, *, safe: bool = True) -> None:
+        """Let others have the store; `safe` is whether all that was done is on disk."""
+        if safe:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
 

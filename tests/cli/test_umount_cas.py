@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from durability.tracing import traced
 
 from cli.programs import BIN, Programs, has_ended, lock_is_free
 from mountstore.fuse.mounts import mount_at
@@ -42,6 +43,38 @@ def test_it_returns_only_when_the_daemon_has_ended(programs: Programs, store: Pa
     assert process.returncode == 0
     assert has_ended(daemon)
     assert lock_is_free(store)
+
+
+UNSAFE = "is unmounted, but its daemon ended before all of"
+
+
+def test_a_daemon_that_is_killed_before_its_end_is_told(programs: Programs, store: Path, mountpoint: Path) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    (mountpoint / "x").write_text("hello\n")
+    signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+    process = subprocess.Popen([BIN / "umount.cas", mountpoint], stderr=subprocess.PIPE, text=True)
+    wait_until_detached(mountpoint)
+    signal.pidfd_send_signal(daemon, signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and f"{mountpoint} {UNSAFE} {store} was safe on disk" in said
+    programs.mounted(store, mountpoint)
+    assert programs.umount(mountpoint).returncode == 0
+
+
+def test_a_disk_that_fails_at_the_end_is_told(
+    programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    programs.mounted(store, mountpoint)
+    (mountpoint / "x").write_text("hello\n")
+    pid = int((store / "lock").read_text().split()[0])
+    with traced(pid, tmp_path / "trace", "fdatasync", inject="fdatasync:error=EIO") as trace:
+        done = programs.umount(mountpoint)
+    assert trace.injected
+    assert done.returncode == 2 and UNSAFE in done.stderr
+    assert lock_is_free(store)
+    programs.mounted(store, mountpoint)
+    assert (mountpoint / "x").read_text() == "hello\n"
+    assert programs.umount(mountpoint).returncode == 0
 
 
 def test_who_keeps_it_busy_is_named(programs: Programs, store: Path, mountpoint: Path) -> None:
