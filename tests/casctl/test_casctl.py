@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from fcntl import ioctl
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,10 @@ from mount.live import LiveMount, run
 from PIL import Image
 
 from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
+
+# ioctl_tty(2)
+TIOCSPTLCK = 0x40045431
+TIOCGPTPEER = 0x5441
 
 # A command that ends only when it is told to, on both sides.
 WAITING = """
@@ -365,10 +369,22 @@ def test_cancelling_from_elsewhere(waiting_mount: LiveMount) -> None:
         assert last["type"] == "error" and process.wait(PATIENCE_S) == 1
 
 
-def test_a_bar_on_a_terminal_only(waiting_mount: LiveMount) -> None:
+def open_terminal(place: Path) -> tuple[int, int]:
+    """Both ends of a new terminal, also where nobody mounted /dev/pts, as in a chroot."""
+    place.mkdir()
+    run("mount", "-t", "devpts", "-o", "ptmxmode=600", "devpts", place)
+    try:
+        terminal = os.open(place / "ptmx", os.O_RDWR | os.O_NOCTTY)
+    finally:
+        run("umount", "--lazy", place)
+    ioctl(terminal, TIOCSPTLCK, bytes(4))
+    return terminal, ioctl(terminal, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY)
+
+
+def test_a_bar_on_a_terminal_only(waiting_mount: LiveMount, tmp_path: Path) -> None:
     mount = waiting_mount
     program = client("wait")
-    terminal, side = pty.openpty()
+    terminal, side = open_terminal(tmp_path / "pts")
     with subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=mount.path,
