@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import fsync, fsync_path
+from mountstore.blobs.opening import open_to_read
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError
 
 REFS_NAME: Final = "refs"
@@ -95,7 +96,7 @@ def read_ref(blobs: str, name: str) -> Ref:
     check_ref_name(name)
     path = os.path.join(blobs, REFS_NAME, name)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_to_read(path)
     except FileNotFoundError:
         raise BlobMissingError(f"there is no snapshot {name}") from None
     try:

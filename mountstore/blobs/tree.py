@@ -23,6 +23,7 @@ from typing import BinaryIO, Final, NamedTuple
 from mountstore.blobs.digest import Buffer, Digest
 from mountstore.blobs.flush import begin_flush, fsync_path
 from mountstore.blobs.levels import Levels
+from mountstore.blobs.opening import open_to_read
 from mountstore.blobs.refs import REFS_NAME
 from mountstore.blobs.scan import LEVELS_MAX, TreeStatistics, count, scan
 from mountstore.blobs.staging import Staged, Staging, drop_file
@@ -34,7 +35,6 @@ __all__ = ["DIR_LIMIT", "LEVELS_MAX", "Added", "BalancedTree", "TreeStatistics"]
 
 DIR_LIMIT: Final = 32000
 """The default of BalancedDiscStorage; ext3 allowed a directory 31998 subdirectories."""
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 # A stream up to this size is taken into memory, so that one whose content exists is never written.
 _IN_MEMORY_BYTES: Final = 4 << 20
 _KEY_BYTES: Final = 16
@@ -138,7 +138,7 @@ class BalancedTree:
         for directory in self._way(name):
             path = f"{directory}/{name}"
             try:
-                fd = os.open(path, _READ)
+                fd = open_to_read(path)
             except FileNotFoundError:
                 continue
             except OSError:

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from mountstore.blobs.digest import Digest, Hasher
+from mountstore.blobs.opening import open_to_read
 from mountstore.care.findings import Change, Findings, Kind
 from mountstore.care.notes import BadBlob
 from mountstore.care.premises import Premises
@@ -26,7 +27,6 @@ _PART_BYTES: Final = 1 << 20
 _BATCH_BLOBS: Final = 64
 _BATCH_BYTES: Final = 16 << 20
 _UNDER_WAY: Final = 3 * _THREADS
-_NOFOLLOW: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Hashes(NamedTuple):
@@ -64,7 +64,7 @@ _Outcome = Hashes | OSError
 
 def read_hashes(path: str) -> Hashes:
     """Read a file, in little memory; blocks, any thread. Raises: OSError."""
-    fd = os.open(path, _NOFOLLOW)
+    fd = open_to_read(path)
     try:
         status = os.fstat(fd)
         mtime_ns = status.st_mtime_ns

@@ -19,6 +19,7 @@ import trio
 from xxhash import xxh3_128
 
 from mountstore.blobs.digest import CHECKSUM_BYTES, Digest, Hasher
+from mountstore.blobs.opening import open_to_read
 from mountstore.care.stretches import Progress, Stretch, no_progress
 from mountstore.namespace.blob_records import BlobRecords
 from mountstore.store import Store
@@ -128,7 +129,7 @@ class _Scrub:
 
 def _hash(path: str, fast: bool) -> bytes:
     """The checksum or the SHA-256 of a file. Raises: OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = open_to_read(path)
     try:
         # Clean pages only, and not those that are mapped: what is left was read from the disk not long ago.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
