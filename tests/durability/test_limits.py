@@ -199,6 +199,51 @@ def test_a_daemon_without_descriptors_says_so_and_goes_on_when_files_are_closed(
     assert (root / "small").read_bytes() == b"small"
 
 
+@pytest.mark.parametrize("by", [os.fsync, os.close])
+def test_of_many_open_files_no_byte_is_lost_without_a_word(
+    make_mount: MountMaker, by: Callable[[int], None]
+) -> None:
+    """More drafts than fit into memory, and more staging files than there may be."""
+    mount = make_mount(
+        prelude=f"""
+import resource
+from mountstore.namespace import drafts
+resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+drafts.MEMORY_TOTAL = {4 * MIB}
+"""
+    )
+    root = mount.path
+    choice = random.Random(3)
+    contents = {root / f"f{n}": bytearray(choice.randbytes(choice.randrange(60_000))) for n in range(300)}
+    for path, data in contents.items():
+        path.write_bytes(data)
+    files = {path: os.open(path, os.O_RDWR | os.O_APPEND) for path in contents}
+    refused: set[Path] = set()
+
+    def tell(path: Path, operation: Callable[[], object]) -> None:
+        number = told(operation)
+        if number:
+            # What the kernel writes back and close(2) reports is EIO, whatever the daemon says.
+            assert number in (errno.EMFILE, errno.EIO), os.strerror(number)
+            refused.add(path)
+
+    for _ in range(4):
+        for path in choice.sample(list(files), len(files)):
+            change = choice.randbytes(choice.randrange(1, 40_000))
+            tell(path, partial(os.write, files[path], change))
+            contents[path] += change
+    os.sync()
+    for path, fd in files.items():
+        tell(path, partial(by, fd))
+    if by is not os.close:
+        for fd in files.values():
+            os.close(fd)
+    mount.announce_logged("Too many open files")
+    mount.remount()
+    kept = {path for path, data in contents.items() if path.read_bytes() == data}
+    assert len(kept) > 50 and contents.keys() - kept <= refused
+
+
 def test_a_system_without_descriptors_is_told_to_who_writes(make_mount: MountMaker, tmp_path: Path) -> None:
     mount = make_mount()
     root = mount.path
