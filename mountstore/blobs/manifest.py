@@ -30,6 +30,7 @@ __all__ = [
     "LoadedManifest",
     "Manifest",
     "ManifestBuilder",
+    "Part",
     "decode_manifest",
     "load_manifest",
 ]
@@ -64,6 +65,11 @@ class Entry(NamedTuple):
     length: int
     digest: Digest | None
     checksum: bytes | None
+
+
+Part = tuple[Digest | None, bytes | None, int, int]
+"""Some bytes of a piece, with its digest and checksum, or of a hole, which has none: where in it they begin,
+and how many they are."""
 
 
 class Manifest:
@@ -123,6 +129,18 @@ class Manifest:
                 return Entry(start, length, None, None)
         digest = Digest(self._digests[k * SHA256_BYTES : (k + 1) * SHA256_BYTES], length)
         return Entry(start, length, digest, self._checksums[k * CHECKSUM_BYTES : (k + 1) * CHECKSUM_BYTES])
+
+    def parts(self, offset: int, end: int) -> list[Part]:
+        """Where the bytes [offset, end) are, which must be within `size_bytes`."""
+        parts: list[Part] = []
+        i = self.find(offset)
+        while offset < end:
+            start, length, digest, checksum = self.entry(i)
+            stop = min(end, start + length)
+            parts.append((digest, checksum, offset - start, stop - offset))
+            offset = stop
+            i += 1
+        return parts
 
     def __iter__(self) -> Iterator[Entry]:
         return map(self.entry, range(len(self.entry_ends)))

@@ -21,7 +21,7 @@ from mountstore.blobs.chunking import PIECE_SIZE_LIMIT
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.descriptors import DescriptorCache
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.manifest import Manifest, load_manifest
+from mountstore.blobs.manifest import Manifest, Part, load_manifest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import VerifiedBlobs, check_bytes, check_open_blob, pread_exactly
 from mountstore.errors import CorruptError, MisuseError
@@ -113,77 +113,72 @@ class ContentReader:
             BlobMissingError, CorruptError: A blob that is needed is not there, or not what was written.
             OSError: As the system says. None of these concerns later calls.
         """
-        end = min(offset + length, self.size_bytes)
-        if offset >= end or self._digest is None:
-            return b""
-        if self.content.kind is ContentKind.BLOB:
-            return self._read(self._digest, self._checksum, offset, end - offset)
-        manifest = self._manifest or self._load(self._digest)
-        if length >= LONG_BYTES:
-            self._read_ahead(manifest, offset, end)
-        parts: list[bytes] = []
-        i = manifest.find(offset)
-        while offset < end:
-            start, size, digest, checksum = manifest.entry(i)
-            stop = min(end, start + size)
-            if digest is None:
-                parts.append(bytes(stop - offset))
-            else:
-                parts.append(self._read(digest, checksum, offset - start, stop - offset))
-            offset = stop
-            i += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        parts = self._parts_of_one(offset, length)
+        if parts is None:
+            assert self._digest is not None
+            end = min(offset + length, self.size_bytes)
+            manifest = self._manifest or self._load(self._digest)
+            if length >= LONG_BYTES:
+                self._read_ahead(manifest, offset, end)
+            parts = manifest.parts(offset, end)
+        return self.read(parts)
 
     def pread_nowait(self, offset: int, length: int) -> bytes | None:
         """As `pread` if the disk need not be waited for, else None: then `pread`, in a worker thread.
 
-        None means that the manifest was not read yet, that a blob larger than INLINE_READ_MAX was not verified
-        yet, or that something is not in the page cache. The name of a blob that is not open yet is looked
-        up here all the same. Raises: as `pread`.
+        None means that the manifest was not read yet, or what it means for `read_nowait`. Raises: as `pread`.
         """
-        end = min(offset + length, self.size_bytes)
-        if offset >= end or self._digest is None:
-            return b""
-        if self.content.kind is ContentKind.BLOB:
-            return self._read_nowait(self._digest, self._checksum, offset, end - offset)
-        manifest = self._manifest
-        if manifest is None:
-            return None
-        parts: list[bytes] = []
-        i = manifest.find(offset)
-        while offset < end:
-            start, size, digest, checksum = manifest.entry(i)
-            stop = min(end, start + size)
-            if digest is None:
-                parts.append(bytes(stop - offset))
-            else:
-                part = self._read_nowait(digest, checksum, offset - start, stop - offset)
-                if part is None:
-                    self.cold = True
-                    return None
-                parts.append(part)
-            offset = stop
-            i += 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        parts = self.parts(offset, length)
+        return None if parts is None else self.read_nowait(parts)
 
-    def cost_bytes(self, offset: int, length: int) -> int | None:
-        """How much `pread` of the same would read, with what has to be verified first; None if that is not known
-        before the manifest has been read."""
+    def parts(self, offset: int, length: int) -> list[Part] | None:
+        """Where the bytes [offset, offset + length) are, as far as the content reaches; None if the manifest has
+        to be read first."""
+        parts = self._parts_of_one(offset, length)
+        if parts is None and (manifest := self._manifest) is not None:
+            parts = manifest.parts(offset, min(offset + length, self.size_bytes))
+        return parts
+
+    def _parts_of_one(self, offset: int, length: int) -> list[Part] | None:
+        """As `parts`, of a content without a manifest; None if there is one."""
         end = min(offset + length, self.size_bytes)
         if offset >= end or self._digest is None:
-            return 0
+            return []
         if self.content.kind is ContentKind.BLOB:
-            return end - offset if self._digest in self._verified else self._digest.size_bytes
-        manifest = self._manifest
-        if manifest is None:
-            return None
+            return [(self._digest, self._checksum, offset, end - offset)]
+        return None
+
+    def cost_bytes(self, parts: list[Part]) -> int:
+        """How much `read` would have to read, with what has to be verified first."""
+        verified = self._verified
         cost = 0
-        for i in range(manifest.find(offset), manifest.find(end - 1) + 1):
-            start, size, digest, _ = manifest.entry(i)
+        for digest, _, _, length in parts:
             if digest is not None:
-                known = digest in self._verified
-                cost += min(end, start + size) - max(offset, start) if known else digest.size_bytes
+                cost += length if digest in verified else digest.size_bytes
         return cost
+
+    def read(self, parts: list[Part]) -> bytes:
+        """The bytes of all parts; blocks. Raises: as `pread`."""
+        found = [
+            bytes(length) if digest is None else self._read(digest, checksum, start, length)
+            for digest, checksum, start, length in parts
+        ]
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def read_nowait(self, parts: list[Part]) -> bytes | None:
+        """As `read` if the disk need not be waited for, else None.
+
+        None means that a blob larger than INLINE_READ_MAX was not verified yet, or that something is not in the
+        page cache. The name of a blob that is not open yet is looked up here all the same. Raises: as `pread`.
+        """
+        found: list[bytes] = []
+        for digest, checksum, start, length in parts:
+            part = bytes(length) if digest is None else self._read_nowait(digest, checksum, start, length)
+            if part is None:
+                self.cold = self.content.kind is not ContentKind.BLOB
+                return None
+            found.append(part)
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """The ranges (start, end), in order, outside which everything is zero; blocks. Raises: as `pread`."""

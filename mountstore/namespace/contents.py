@@ -143,12 +143,13 @@ class Contents:
         if reader is None:
             reader = inode.reader = self.open_reader(inode.content)
             assert reader is not None
-        cost_bytes = reader.cost_bytes(offset, length)
-        little = cost_bytes is not None and cost_bytes <= INLINE_READ_MAX
-        if little and self._pace.quick and not self._waiting:
+        parts = reader.parts(offset, length)
+        little = parts is not None and reader.cost_bytes(parts) <= INLINE_READ_MAX
+        if parts is not None and little and self._pace.quick and not self._waiting:
             started_s = time.perf_counter()
             try:
-                return reader.pread(offset, length)
+                # A stream is read ahead of.
+                return reader.read(parts) if length < LONG_BYTES else reader.pread(offset, length)
             finally:
                 elapsed_s = time.perf_counter() - started_s
                 self._pace.note(elapsed_s)
@@ -157,7 +158,7 @@ class Contents:
         if reader.cold and length >= LONG_BYTES:
             # To look into the page cache first would cost a copy of what lies there.
             return await self.in_thread(reader.pread, offset, length)
-        data = reader.pread_nowait(offset, length)
+        data = None if parts is None else reader.read_nowait(parts)
         if data is not None:
             return data
         if not little:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from mountstore.blobs.digest import Digest, checksum
+from mountstore.blobs.manifest import Part
 from mountstore.blobs.reader import INLINE_READ_MAX, ContentReader
 from mountstore.errors import CorruptError
 from mountstore.namespace import contents
@@ -46,16 +47,16 @@ async def test_which_thread_reads(
 ) -> None:
     size = INLINE_READ_MAX + 1 if "large" in disk else 5000
     threads: list[int] = []
-    pread = ContentReader.pread
+    read = ContentReader.read
 
-    def noted(reader: ContentReader, offset: int, length: int) -> bytes:
+    def noted(reader: ContentReader, parts: list[Part]) -> bytes:
         threads.append(threading.get_ident())
-        return pread(reader, offset, length)
+        return read(reader, parts)
 
     monkeypatch.setattr(contents, "QUICK_S", 0.0 if disk == "slow" else 3600.0)
     # Nothing is in the page cache.
-    monkeypatch.setattr(ContentReader, "pread_nowait", lambda *_: None)
-    monkeypatch.setattr(ContentReader, "pread", noted)
+    monkeypatch.setattr(ContentReader, "read_nowait", lambda *_: None)
+    monkeypatch.setattr(ContentReader, "read", noted)
     async with Store.open(store_path).running() as store:
         inodes: list[tuple[Inode, bytes]] = []
         for number in range(12):

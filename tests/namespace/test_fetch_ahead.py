@@ -122,7 +122,7 @@ async def test_a_store_fetches_what_will_be_read_and_survives_what_is_wrong_with
 
     monkeypatch.setattr(DescriptorCache, "fetch", fetch)
     # Nothing is in the page cache.
-    monkeypatch.setattr(ContentReader, "pread_nowait", lambda *_: None)
+    monkeypatch.setattr(ContentReader, "read_nowait", lambda *_: None)
     monkeypatch.setattr("mountstore.namespace.contents._AT_HAND_S", 0.0)
     missing = inodes[2 * _AHEAD]
     assert missing.content.digest is not None

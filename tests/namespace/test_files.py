@@ -237,7 +237,7 @@ async def test_a_file_may_be_truncated_while_its_last_writer_closes(
     handle = store.files.open(inode, writable=True, privileged=True)
     gate = Gate(monkeypatch, ContentReader, "pread")
     # The base is cold, so a worker has to read it.
-    monkeypatch.setattr(ContentReader, "pread_nowait", lambda *_arguments: None)
+    monkeypatch.setattr(ContentReader, "read_nowait", lambda *_arguments: None)
     async with trio.open_nursery() as nursery:
 
         async def truncate() -> None:
