@@ -21,6 +21,7 @@ from mountstore.errors import MisuseError
 from mountstore.namespace.audit import Audit
 from mountstore.namespace.pages import UNREADABLE
 from mountstore.namespace.stale import BASE_KEY
+from mountstore.store.lineage import lineage_flaw
 
 _BATCH: Final = 10_000
 _HINT: Final = "it can be deleted (casctl snapshot-delete); other snapshots are not concerned"
@@ -42,6 +43,10 @@ def survey_snapshots(premises: Premises, audit: Audit, findings: Findings) -> li
     except OSError as exc:
         findings.add(Kind.UNREADABLE, f"{os.path.join(premises.blobs, REFS_NAME)}: {exc.strerror or exc}")
         return []
+    if premises.configuration is not None:
+        flaw = lineage_flaw(audit.meta, premises.configuration.uuid, refs)
+        if flaw is not None:
+            findings.add(Kind.CATALOG_OUTDATED, flaw)
     for name, error in bad:
         findings.add(
             Kind.SNAPSHOT_LOST,

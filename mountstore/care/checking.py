@@ -35,7 +35,7 @@ from mountstore.care.rehash import Progress, add_damaged, rehash_some, rehash_tr
 from mountstore.care.survey import survey_tree
 from mountstore.errors import CorruptError
 from mountstore.namespace.audit import Audit
-from mountstore.namespace.transactions import REBUILD_HINT
+from mountstore.namespace.connection import REBUILD_HINT
 
 Reporter = Callable[[Progress], None]
 

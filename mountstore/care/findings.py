@@ -27,6 +27,7 @@ class Kind(StrEnum):
     """Values are written to the findings file: never change their meaning."""
 
     CATALOG_DAMAGED = "catalog damaged"
+    CATALOG_OUTDATED = "catalog outdated or of another store"
     INDEX_DAMAGED = "index damaged"
     CONFIGURATION_DAMAGED = "configuration damaged"
     TREE_MISSING = "tree missing"

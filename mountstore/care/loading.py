@@ -36,8 +36,8 @@ class Loader:
         self.inodes = self.names = self.versions = 0
         self.hangs = False
 
-    def load(self, numbers: dict[str, int]) -> None:
-        """Do it; `numbers` are the counters of the catalog.
+    def load(self, notes: dict[str, int | str]) -> None:
+        """Do it; `notes` are what else the catalog is to know of itself.
 
         Raises:
           BlobMissingError, CorruptError: A complete snapshot has just been damaged, or it contradicts itself.
@@ -77,7 +77,7 @@ class Loader:
             self.hangs = builder.hangs()
             # Blobs that no snapshot taken names may be needed by what could not be read: gc leaves them alone.
             adopted = tree.root.adopted or not complete
-            meta: dict[str, int | str] = {**numbers, "clean": 1}
+            meta: dict[str, int | str] = {**notes, "clean": 1}
             if adopted:
                 meta["adopted"] = 1
             if complete and not self.hangs:

@@ -35,6 +35,7 @@ from mountstore.errors import StoreError
 from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
 from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.rebuilding import remove_catalog
+from mountstore.namespace.stale import SNAPSHOT_KEY, UUID_KEY
 from mountstore.store.config import StoreConfig, parse_config, read_config, write_config
 from mountstore.store.layout import (
     BAD_NAME,
@@ -148,6 +149,8 @@ class _Rebuild:
         self._progress = progress or (lambda words, number: None)
         self._tree = BalancedTree(self._blobs, staging=os.path.join(self.path, STAGING_NAME))
         self._refs, self._bad_refs = read_refs(self._blobs)
+        # Whichever is chosen: the others are no longer ahead of the new catalog.
+        self._latest_ns = max((ref.time_ns for ref in self._refs), default=0)
         self._check_refs()
 
     def _check_refs(self) -> None:
@@ -231,7 +234,8 @@ class _Rebuild:
         on_step("load the snapshot")
         loader = Loader(self._tree, taken, built, self._progress)
         try:
-            loader.load(self._numbers(root))
+            uuid = read_config(self.path).uuid if settings is None else root.uuid
+            loader.load({**self._numbers(root), UUID_KEY: uuid, SNAPSHOT_KEY: self._latest_ns})
             mended: tuple[str, ...] = ()
             if settings is not None:
                 on_step("write store.toml")

@@ -5,7 +5,8 @@ last snapshot, in a worker, while others go on. What it shows of a file is the c
 
 Order of taking one, and what a crash in between leaves
   1. T; the objects are written as blobs, their records with the next commits     (blobs without a use)
-  2. a hard sync: they, and every content of before T, survive power loss         (blobs without a use)
+  2. the catalog notes T, so that one that does not know of the snapshot can be told (`mountstore.store.lineage`);
+     a hard sync: that, they, and every content of before T, survive power loss   (blobs without a use)
   3. the ref, in one step, durably                                                (a snapshot)
   4. the catalog notes its root as the one to build on, and forgets what was stale (a larger next one before)
 While one is taken, garbage collection waits before it marks anything (`Store.snapshotting`).
@@ -174,6 +175,7 @@ class Snapshots:
             finally:
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(instant.close)
+            store.catalog.announce_snapshot(time_ns)
             await store.commits.hard_sync(files=True)
             if store.catalog.stale.base != base:
                 raise CorruptError("garbage collection found that it cannot be read")

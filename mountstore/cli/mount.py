@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from mountstore.cli.checks import (
@@ -28,6 +29,7 @@ from mountstore.cli.daemon import (
 )
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Choices, Request, parse_arguments
+from mountstore.errors import MountstoreError
 from mountstore.fuse.mount_options import MountOptions
 
 PROGRAM = "mount.cas"
@@ -128,7 +130,15 @@ def _await_answer(mountpoint: str, given: str) -> None:
     try:
         os.stat(mountpoint)
     except OSError as exc:
-        raise Failure(Exit.FAILED, f"{given} was mounted, but does not answer: {exc.strerror}") from exc
+        from mountstore.fuse.mounts import unmount
+
+        # What is told to have failed is not to be found there, with a daemon that holds the store.
+        with suppress(OSError, MountstoreError):
+            unmount(mountpoint, lazy=True)
+        raise Failure(
+            Exit.FAILED,
+            f"{given} was mounted, but does not answer: {exc.strerror}; it is unmounted again, its log says why",
+        ) from exc
 
 
 if __name__ == "__main__":

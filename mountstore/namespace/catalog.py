@@ -20,7 +20,7 @@ from mountstore.blobs.digest import Digest
 from mountstore.errors import CorruptError, ExistsError, MisuseError
 from mountstore.namespace.connection import connect
 from mountstore.namespace.known_names import KnownNames
-from mountstore.namespace.stale import BASE_KEY, Stale
+from mountstore.namespace.stale import BASE_KEY, SNAPSHOT_KEY, Stale
 from mountstore.namespace.transactions import Transactions
 
 _ENTRIES_MAX = 65_000
@@ -113,6 +113,10 @@ class Catalog(Transactions):
             self.stale.load(base, self._execute("SELECT kind, number FROM stale"))
         except (MisuseError, sqlite3.Error) as exc:
             raise CorruptError(f"{self.path}: what changed since the last snapshot cannot be read: {exc}") from exc
+
+    def announce_snapshot(self, time_ns: int) -> None:
+        """A snapshot of this instant is about to be safe; to be committed, durably, before it is."""
+        self.set_meta(SNAPSHOT_KEY, max(time_ns, self.get_meta(SNAPSHOT_KEY, 0)))
 
     def settle_snapshot(self, base: Digest) -> None:
         """The snapshot with this root is safe: the next one builds on it (`stale.begin` was called)."""
@@ -305,6 +309,9 @@ class Catalog(Transactions):
             "SELECT checksum FROM blob WHERE sha256 = ? AND size = ?", digest
         ).fetchone()
         return None if row is None else row[0]
+
+    def has_blobs(self) -> bool:
+        return self._execute("SELECT 1 FROM blob LIMIT 1").fetchone() is not None
 
     def add_blobs(self, blobs: Iterable[tuple[bytes, int, bytes]]) -> None:
         """Rows of (sha256, size in bytes, checksum), of bytes that were at hand: what is there and wrong is put

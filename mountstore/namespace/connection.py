@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from mountstore.blobs.flush import is_quota, room_refused
 from mountstore.errors import CorruptError, NoSpaceError, QuotaError
 from mountstore.namespace.wal import AHEAD_BYTES
+
+REBUILD_HINT: Final = "fsck.cas --rebuild makes a new one from the blobs"
 
 # 24 MiB keeps the upper levels of every B-tree of a store with a million files in memory.
 _CACHE_KIB: Final = 24 * 1024
@@ -58,3 +62,18 @@ def translated(path: str, exc: sqlite3.Error) -> Exception:
         kind = QuotaError if is_quota(refusal) else NoSpaceError
         return kind(f"{path}: no room for the catalog: {refusal.strerror}")
     return CorruptError(f"{path}: {exc}")
+
+
+@contextmanager
+def reading_catalog(path: str) -> Iterator[None]:
+    """The context of using a catalog of which nobody knows yet whether it can be read.
+
+    Raises: CorruptError, NoSpaceError, QuotaError instead of what SQLite raises.
+    """
+    try:
+        yield
+    except sqlite3.Error as exc:
+        failure = translated(path, exc)
+        if isinstance(failure, CorruptError):
+            failure = CorruptError(f"{path}: the catalog cannot be read: {exc}; {REBUILD_HINT}")
+        raise failure from exc

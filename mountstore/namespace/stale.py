@@ -24,6 +24,10 @@ from typing import Any, Final, NamedTuple
 from mountstore.blobs.digest import Digest
 
 BASE_KEY: Final = "snapshot_base"
+UUID_KEY: Final = "uuid"
+"""Of the store that the catalog belongs to."""
+SNAPSHOT_KEY: Final = "snapshot_ns"
+"""No snapshot of this catalog is of a later instant, in nanoseconds since 1970."""
 """Of the table meta: name of the blob that is the root of the last snapshot."""
 
 PAGE_SHIFT: Final = 6

@@ -23,12 +23,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mountstore.errors import CorruptError, StoreError
-from mountstore.namespace.connection import connect, translated
+from mountstore.namespace.connection import REBUILD_HINT, connect, translated
 from mountstore.namespace.mapped_index import MappedIndex
 from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, DRAFT_CHANGE, SCHEMA
 from mountstore.namespace.wal import PAGE_BYTES, Wal
-
-REBUILD_HINT = "fsck.cas --rebuild makes a new one from the blobs"
 
 _CHECKPOINT_BYTES = 16 << 20
 """A WAL longer than this is worth a checkpoint."""

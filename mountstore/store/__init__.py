@@ -15,14 +15,17 @@ from typing import IO, Self
 import trio
 
 from mountstore.blobs.flush import syncfs
+from mountstore.blobs.refs import read_refs
 from mountstore.blobs.trash import Trash
 from mountstore.blobs.tree import BalancedTree
+from mountstore.errors import CorruptError, StaleError, StoreError
 from mountstore.namespace.catalog import BlobIndex, Catalog
 from mountstore.namespace.commits import Committer
+from mountstore.namespace.connection import reading_catalog
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.drafts import Drafts, inode_of_draft
 from mountstore.namespace.files import Files
-from mountstore.namespace.inodes import InodeTable
+from mountstore.namespace.inodes import ROOT, InodeTable
 from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.paths import find_paths
@@ -47,6 +50,7 @@ from mountstore.store.layout import (
     STAGING_NAME,
     TRASH_NAME,
 )
+from mountstore.store.lineage import lineage_flaw
 from mountstore.store.lock import StoreLock, boot_id
 
 __all__ = ["Store"]
@@ -66,7 +70,9 @@ class Store:
         self.read_only = read_only
         self._lock = None if read_only else StoreLock(path)
         try:
-            self._open_parts(commit_s, acl)
+            with reading_catalog(os.path.join(path, CATALOG_NAME)):
+                self._open_parts(commit_s, acl)
+                self._check_catalog()
             self._connect_parts()
         except BaseException:
             if self._lock is not None:
@@ -163,6 +169,27 @@ class Store:
             doubt=self.commits.doubt,
         )
 
+    def _check_catalog(self) -> None:
+        """Refuse what would lose something if it were used as if nothing were wrong; for looking, it will do."""
+        try:
+            self.inodes.get(ROOT)
+        except StaleError:
+            raise CorruptError(f"{self.catalog.path}: has no root directory; fsck.cas makes one") from None
+        flaw = lineage_flaw(self.catalog.get_meta, self.config.uuid, read_refs(self.tree.root)[0])
+        if flaw is not None:
+            flaw = f"{self.catalog.path}: {flaw}"
+        elif self.catalog.get_meta("clean", 1) and self.catalog.has_blobs() and self.tree.is_empty():
+            # After a crash they may still have to be made from what the catalog has of them.
+            flaw = (
+                f"{self.tree.root}: has no blobs, but the catalog speaks of some: if they are on a file system of"
+                " their own, mount that first; otherwise bring them back from a copy"
+            )
+        if flaw is None:
+            return
+        if not self.read_only:
+            raise StoreError(flaw)
+        log.warning("%s", flaw)
+
     def _connect_parts(self) -> None:
         """Tell parts of those that are made after them."""
         if not self.read_only:
@@ -210,7 +237,8 @@ class Store:
             finally:
                 self._close()
             return
-        self._recover()
+        with reading_catalog(self.catalog.path):
+            self._recover()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.commits.run)

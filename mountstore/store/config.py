@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from typing import Final
 
@@ -10,15 +11,23 @@ import msgspec
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import fsync_path
+from mountstore.blobs.refs import has_refs
 from mountstore.blobs.tree import DIR_LIMIT
 from mountstore.errors import StoreError
 from mountstore.namespace.policy import Policy
 from mountstore.namespace.snapshot_policy import SnapshotPolicy
-from mountstore.store.layout import CONFIG_NAME, NEW_SUFFIX
+from mountstore.store.layout import BLOBS_NAME, CATALOG_NAME, CONFIG_NAME, NEW_SUFFIX
 
-__all__ = ["STORE_FORMAT", "StoreConfig", "config_text", "parse_config", "read_config", "write_config"]
+__all__ = ["STORE_FORMAT", "StoreConfig", "config_text", "is_uuid", "parse_config", "read_config", "write_config"]
 
 STORE_FORMAT: Final = 1
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+
+def is_uuid(text: str) -> bool:
+    """Whether refs of snapshots can say that this is the store's uuid."""
+    return _UUID.fullmatch(text) is not None
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,10 +103,22 @@ def read_config(path: str) -> StoreConfig:
         with open(file, encoding="utf-8") as stream:
             text = stream.read()
     except FileNotFoundError:
-        raise StoreError(f"{path}: is not a store (no {CONFIG_NAME}); mkfs.cas makes one") from None
+        raise StoreError(f"{path}: is not a store (no {CONFIG_NAME}); {_advice(path)}") from None
     except UnicodeDecodeError as exc:
         raise StoreError(f"{file}: cannot be read: {exc}") from exc
     return parse_config(text, file)
+
+
+def _advice(path: str) -> str:
+    """What to do with a directory that has no `store.toml`."""
+    if has_refs(path):
+        return f"but the blobs of one: they belong into a directory {BLOBS_NAME}, above which it can be mounted"
+    if os.path.lexists(os.path.join(path, CATALOG_NAME)):
+        return (
+            "bring that back from a copy, or write it anew (docs/format.md); if neither can be done,"
+            " fsck.cas --rebuild makes it, and a new catalog, from the newest snapshot"
+        )
+    return "mkfs.cas makes one"
 
 
 def parse_config(text: str, file: str) -> StoreConfig:
@@ -118,6 +139,8 @@ def parse_config(text: str, file: str) -> StoreConfig:
     try:
         config = msgspec.convert(raw, StoreConfig)
         config.chunking()
+        if not is_uuid(config.uuid):
+            raise ValueError(f"uuid must be one, as in 8a3d4c2e-5d6f-4b1a-9c7e-0f1e2d3c4b5a, not {config.uuid!r}")
         if config.dir_limit < 1:
             raise ValueError(f"dir_limit must be 1 or more, not {config.dir_limit}")
     except Exception as exc:

@@ -12,6 +12,7 @@ from mountstore.blobs.tree import DIR_LIMIT, BalancedTree
 from mountstore.errors import ExistsError, StoreError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import InodeTable
+from mountstore.namespace.stale import SNAPSHOT_KEY, UUID_KEY
 from mountstore.store.config import STORE_FORMAT, StoreConfig, config_text, write_config
 from mountstore.store.layout import BLOBS_NAME, CATALOG_NAME, CONFIG_NAME, LOST_FOUND_NAME, STAGING_NAME
 
@@ -80,6 +81,8 @@ def create_store(
     inodes.create_root(os.geteuid() if uid is None else uid, os.getegid() if gid is None else gid)
     inodes.flush()
     catalog.set_meta("clean", 1)
+    catalog.set_meta(UUID_KEY, config.uuid)
+    catalog.set_meta(SNAPSHOT_KEY, 0)
     if adopted:
         # Others may need what lies there: garbage collection leaves alone what was never used here.
         catalog.set_meta("adopted", 1)

@@ -262,6 +262,7 @@ def test_a_repaired_store_works_and_keeps_every_content(specimen: Specimen, name
 def test_every_kind_that_can_be_repaired_has_a_case() -> None:
     elsewhere = {
         Kind.CATALOG_DAMAGED,
+        Kind.CATALOG_OUTDATED,
         Kind.INDEX_DAMAGED,
         Kind.CONFIGURATION_DAMAGED,
         Kind.TREE_MISSING,

@@ -144,6 +144,24 @@ def test_a_store_of_another_format(programs: Programs, store: Path, mountpoint: 
     refused(programs.mount(store, mountpoint), 32, "format 99", "store.toml")
 
 
+@pytest.mark.parametrize("page", range(1, 12))
+def test_a_damaged_catalog_is_mounted_or_refused_and_nothing_between(
+    programs: Programs, store: Path, mountpoint: Path, page: int
+) -> None:
+    programs.mounted(store, mountpoint)
+    (mountpoint / "f").write_bytes(b"bytes")
+    assert programs.umount(mountpoint).returncode == 0
+    with (store / "catalog.db").open("r+b") as catalog:
+        catalog.seek(4096 * page)
+        catalog.write(bytes(4096))
+    done = programs.mount(store, mountpoint)
+    if done.returncode == 0:
+        assert programs.umount(mountpoint).returncode in (0, 2)
+    else:
+        assert done.returncode == 32 and "fsck.cas" in done.stderr, done.stderr
+        assert mount_at(str(mountpoint)) is None and lock_is_free(store)
+
+
 def test_a_store_in_use_names_the_process(
     programs: Programs, store: Path, tmp_path: Path, mountpoint: Path
 ) -> None:
