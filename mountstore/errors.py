@@ -10,6 +10,8 @@ is, since its errno is already the right answer.
 
 from __future__ import annotations
 
+import os
+
 
 class MountstoreError(Exception):
     """Base of all; what it says is meant for the user."""
@@ -118,3 +120,8 @@ class CorruptError(MountstoreError):
 
 class MountError(MountstoreError):
     """The kernel or fusermount3 refused the mount or the unmount; nothing was changed."""
+
+
+def shown(name: bytes) -> str:
+    """A name or path as it stands in a message: in quotes, whatever bytes it has."""
+    return repr(os.fsdecode(name))

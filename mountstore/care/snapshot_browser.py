@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Final
 
 from mountstore.care.snapshot_tree import SnapshotTree
-from mountstore.errors import AbsentError, CorruptError, StaleError, WantsDirectoryError
+from mountstore.errors import AbsentError, CorruptError, StaleError, WantsDirectoryError, shown
 from mountstore.namespace.grafting import Twig
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.instant import Instant
@@ -115,10 +115,10 @@ def follow(tree: SnapshotTree, path: bytes) -> InodeRecord:
         if part in (b"", b"."):
             continue
         if not record.is_directory:
-            raise WantsDirectoryError(f"{path!r} in snapshot {tree.root.name}")
+            raise WantsDirectoryError(f"{shown(path)} in snapshot {tree.root.name}")
         found = find(tree, record, part)
         if found is None:
-            raise AbsentError(f"{path!r} is not in snapshot {tree.root.name}")
+            raise AbsentError(f"{shown(path)} is not in snapshot {tree.root.name}")
         record = found
     return record
 

@@ -41,6 +41,7 @@ from mountstore.errors import (
     MountstoreError,
     ReadOnlyError,
     WantsDirectoryError,
+    shown,
 )
 from mountstore.namespace.grafting import Graft, Twig
 from mountstore.namespace.inodes import ROOT, Inode
@@ -117,7 +118,7 @@ class Trees:
         await store.sealer.settle_or_keep()
         place = self.place_of(target)
         if store.namespace.find(*place) is not None:
-            raise ExistsError(f"{target!r} is there already")
+            raise ExistsError(f"{shown(target)} is there already")
         with store.contents.adding():
             number = self._follow(source).id
             store.commits.commit()
@@ -164,7 +165,7 @@ class Trees:
         top = await store.contents.in_thread(follow, snapshot, path)
         taken = store.namespace.find(*place)
         if taken is not None and top.is_directory and not replace and store.catalog.has_entries(taken.id):
-            raise ExistsError(f"{target!r} is there, and is not empty: replace it, or restore to another path")
+            raise ExistsError(f"{shown(target)} is there, not empty: replace it, or restore to another path")
         with store.contents.adding():
             twigs = _wanted(store.tree, records_of_snapshot(snapshot).walk(place.name, top), strict=True)
             made, graft = await self._build(twigs, progress, foreign=True)
@@ -351,12 +352,12 @@ class Trees:
         """
         *above, name = _parts(path) or [b""]
         if not name:
-            raise MisuseError(f"{path!r}: is the root")
+            raise MisuseError(f"{shown(path)}: is the root")
         parent = self._follow(b"/".join(above))
         if not parent.is_directory:
-            raise WantsDirectoryError(repr(path))
+            raise WantsDirectoryError(shown(path))
         if (name == LIMBO and parent.id == ROOT) or self.is_reserved(parent.id, name):
-            raise MisuseError(f"{path!r}: this name is not free for use")
+            raise MisuseError(f"{shown(path)}: this name is not free for use")
         return Place(parent.id, name)
 
     def _follow(self, path: bytes) -> Inode:
@@ -364,10 +365,10 @@ class Trees:
         inode = namespace.get(ROOT)
         for part in _parts(path):
             if not inode.is_directory:
-                raise WantsDirectoryError(repr(path))
+                raise WantsDirectoryError(shown(path))
             found = None if part == LIMBO and inode.id == ROOT else namespace.find(inode.id, part)
             if found is None:
-                raise AbsentError(repr(path))
+                raise AbsentError(shown(path))
             inode = found
         return inode
 
@@ -375,7 +376,7 @@ class Trees:
 def _parts(path: bytes) -> list[bytes]:
     parts = [part for part in path.split(b"/") if part and part != b"."]
     if b".." in parts:
-        raise MisuseError(f"{path!r}: a path must not have '..' in it")
+        raise MisuseError(f"{shown(path)}: a path must not have '..' in it")
     return parts
 
 
@@ -391,7 +392,7 @@ def _wanted(tree: BalancedTree, twigs: Iterable[Twig], *, strict: bool) -> Gener
                     raise BlobMissingError(f"blob {digest.name} is not there")
         except (BlobMissingError, CorruptError) as exc:
             if strict:
-                raise type(exc)(f"{twig.name!r} cannot be read: {exc}") from exc
+                raise type(exc)(f"{shown(twig.name)} cannot be read: {exc}") from exc
         yield twig
 
 

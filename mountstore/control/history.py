@@ -13,7 +13,14 @@ from mountstore.control.command import Answer, Argument, Arguments, Command, Kin
 from mountstore.control.context import Context
 from mountstore.control.places import Place, find_inode, find_place
 from mountstore.control.trees import restore_from_snapshot
-from mountstore.errors import AbsentError, FoundDirectoryError, MisuseError, NoAttributeError, WantsDirectoryError
+from mountstore.errors import (
+    AbsentError,
+    FoundDirectoryError,
+    MisuseError,
+    NoAttributeError,
+    WantsDirectoryError,
+    shown,
+)
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.notation import Instant, parse_number, parse_reference, parse_time
@@ -75,7 +82,7 @@ async def _restore(context: Context, arguments: Arguments) -> Answer:
         inode = await context.store.recall.restore(path, to=to)
     except FoundDirectoryError:
         if not isinstance(reference.selector, Instant):
-            raise FoundDirectoryError(f"{path!r} is a directory: say of which time, as PATH@TIME") from None
+            raise FoundDirectoryError(f"{shown(path)} is a directory: say of which time, as PATH@TIME") from None
         return await _restore_tree(context, reference.name, reference.selector, to)
     restored = path if to is None else to
     place = _place_with(context, inode, [restored, reference.name])
@@ -167,7 +174,7 @@ async def _policy(context: Context, arguments: Arguments) -> Answer:
     path = arguments.path("path")
     directory = find_inode(context.store, path)
     if not directory.is_directory:
-        raise WantsDirectoryError(f"{path!r}: a policy is a directory's")
+        raise WantsDirectoryError(f"{shown(path)}: a policy is a directory's")
     words = " ".join(arguments.texts("words"))
     if words or arguments.flag("clear"):
         if words and arguments.flag("clear"):
@@ -213,7 +220,7 @@ def _way(context: Context, path: bytes) -> Iterator[Inode]:
     for part in [part for part in path.split(b"/") if part and part != b"."]:
         inode = context.store.namespace.find(parent, part)
         if inode is None or not inode.is_directory:
-            raise FoundDirectoryError(repr(path))
+            raise FoundDirectoryError(shown(path))
         yield inode
         parent = inode.id
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mountstore.errors import AbsentError, MisuseError, WantsDirectoryError
+from mountstore.errors import AbsentError, MisuseError, WantsDirectoryError, shown
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.limbo import LIMBO
 from mountstore.store import Store
@@ -32,11 +32,11 @@ def find_place(store: Store, path: bytes, *, gone: bool = False) -> Place:
     """
     parts = [part for part in path.split(b"/") if part and part != b"."]
     if b".." in parts:
-        raise MisuseError(f"{path!r}: a path must not have '..' in it")
+        raise MisuseError(f"{shown(path)}: a path must not have '..' in it")
     place = Place(ROOT, b"", ROOT, True)
     for part in parts:
         if not place.is_directory:
-            raise WantsDirectoryError(repr(path))
+            raise WantsDirectoryError(shown(path))
         place = _below(store, place.inode, part, path, gone)
     return place
 
@@ -44,11 +44,11 @@ def find_place(store: Store, path: bytes, *, gone: bool = False) -> Place:
 def _below(store: Store, parent: int, name: bytes, path: bytes, gone: bool) -> Place:
     inode: Inode | None
     if name == LIMBO and parent == ROOT:
-        raise AbsentError(repr(path))
+        raise AbsentError(shown(path))
     if not gone:
         inode = store.namespace.find(parent, name)
         if inode is None:
-            raise AbsentError(repr(path))
+            raise AbsentError(shown(path))
         return Place(parent, name, inode.id, inode.is_directory)
     line = store.timeline.line(parent, name)
     inode = line.inode
@@ -56,7 +56,7 @@ def _below(store: Store, parent: int, name: bytes, path: bytes, gone: bool) -> P
         return Place(parent, name, inode.id, inode.is_directory)
     latest = store.timeline.latest(line)
     if not latest:
-        raise AbsentError(repr(path))
+        raise AbsentError(shown(path))
     directory = store.timeline.get(line, latest).directory
     return Place(parent, name, directory, bool(directory))
 

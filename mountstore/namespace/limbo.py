@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from mountstore.blobs.clock import now_ns
-from mountstore.errors import AbsentError, ExistsError, MisuseError, WantsDirectoryError
+from mountstore.errors import AbsentError, ExistsError, MisuseError, WantsDirectoryError, shown
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
@@ -86,16 +86,16 @@ class Limbo:
         limbo = self._made()
         inode = namespace.find(limbo.id, made)
         if inode is None:
-            raise AbsentError(repr(made))
+            raise AbsentError(shown(made))
         taken = namespace.find(parent, name)
         if taken is not None and taken.is_directory != inode.is_directory:
             what = "a directory" if taken.is_directory else "no directory"
-            raise ExistsError(f"{name!r} is there, and is {what}")
+            raise ExistsError(f"{shown(name)} is there, and is {what}")
         namespace.require_place(parent, name)
         removed = None
         if taken is not None and taken.is_directory and self._catalog.has_entries(taken.id):
             if not replace:
-                raise ExistsError(f"{name!r} is a directory, and is not empty")
+                raise ExistsError(f"{shown(name)} is a directory, and is not empty")
             removed = self.take_out(parent, name)
         namespace.rename(limbo.id, made, parent, name)
         return removed
@@ -113,9 +113,9 @@ class Limbo:
         """
         inode = self._namespace.find(parent, name)
         if inode is None:
-            raise AbsentError(repr(name))
+            raise AbsentError(shown(name))
         if not inode.is_directory:
-            raise WantsDirectoryError(repr(name))
+            raise WantsDirectoryError(shown(name))
         if inode.id == ROOT or name in (b"", b".", b".."):
             raise MisuseError("the root cannot be removed")
         limbo = self._made()

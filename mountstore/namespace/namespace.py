@@ -27,6 +27,7 @@ from mountstore.errors import (
     ReadOnlyError,
     TooManyLinksError,
     WantsDirectoryError,
+    shown,
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
@@ -146,7 +147,7 @@ class Namespace:
         """Raises: What keeps anything from being made under that name, but for what has it already."""
         self._writable_directory(parent_id, name)
         if name in (b"", b".", b".."):
-            raise ExistsError(repr(name))
+            raise ExistsError(shown(name))
 
     def _writable_directory(self, inode_id: int, name: bytes) -> Inode:
         """The directory in which `name` is to be made or removed."""
@@ -161,7 +162,7 @@ class Namespace:
     def _require(self, parent_id: int, name: bytes) -> Inode:
         number = self._catalog.get_entry(parent_id, name)
         if number is None:
-            raise AbsentError(repr(name))
+            raise AbsentError(shown(name))
         return self._inodes.get(number)
 
     # --- making ---
@@ -192,7 +193,7 @@ class Namespace:
         if target is not None and len(target) > TARGET_MAX:
             raise NameTooLongError(f"target of {len(target)} bytes")
         if name in (b".", b".."):
-            raise ExistsError(repr(name))
+            raise ExistsError(shown(name))
         directory = (mode & TYPE_BITS) == stat.S_IFDIR
         gid = caller.gid
         if parent.mode & stat.S_ISGID:
@@ -273,7 +274,7 @@ class Namespace:
         parent = self._writable_directory(parent_id, name)
         inode = self._require(parent_id, name)
         if inode.is_directory:
-            raise FoundDirectoryError(repr(name))
+            raise FoundDirectoryError(shown(name))
         now = now_ns()
         with self._catalog.savepoint():
             if recorded:
@@ -310,9 +311,9 @@ class Namespace:
 
     def _require_empty_directory(self, inode: Inode, name: bytes) -> None:
         if not inode.is_directory:
-            raise WantsDirectoryError(repr(name))
+            raise WantsDirectoryError(shown(name))
         if self._catalog.has_entries(inode.id):
-            raise NotEmptyError(repr(name))
+            raise NotEmptyError(shown(name))
 
     def _unlinked(self, inode: Inode, now: int) -> None:
         """One name of it is gone; a directory has but one."""
@@ -359,7 +360,7 @@ class Namespace:
         inode = self._require(parent_id, name)
         replaced_id = self._catalog.get_entry(new_parent_id, new_name)
         if replaced_id is not None and noreplace:
-            raise ExistsError(repr(new_name))
+            raise ExistsError(shown(new_name))
         if replaced_id == inode.id:
             return
         directory = inode.is_directory
@@ -381,7 +382,7 @@ class Namespace:
             if directory:
                 self._require_empty_directory(replaced, new_name)
             elif replaced.is_directory:
-                raise FoundDirectoryError(repr(new_name))
+                raise FoundDirectoryError(shown(new_name))
             # The name that existed all the time keeps its place in a listing.
             with self._catalog.savepoint():
                 versions.removed(new_parent_id, new_name, replaced, now, replaced=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 
 from mountstore.blobs.content import Content
-from mountstore.errors import FoundDirectoryError
+from mountstore.errors import FoundDirectoryError, shown
 from mountstore.namespace.inodes import Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
 
@@ -39,7 +39,7 @@ def place(
     """
     taken = namespace.find(parent, name)
     if taken is not None and taken.is_directory:
-        raise FoundDirectoryError(repr(name))
+        raise FoundDirectoryError(shown(name))
     made_as = name if taken is None else free_name(namespace, parent)
     inode = namespace.create(parent, made_as, stat.S_IFREG | mode & 0o7777, Caller(uid, gid))
     inode.gid = gid

@@ -21,7 +21,14 @@ from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.seal import seal, seal_small
 from mountstore.blobs.tree import BalancedTree
-from mountstore.errors import AbsentError, ExistsError, FoundDirectoryError, MisuseError, WantsDirectoryError
+from mountstore.errors import (
+    AbsentError,
+    ExistsError,
+    FoundDirectoryError,
+    MisuseError,
+    WantsDirectoryError,
+    shown,
+)
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
@@ -165,7 +172,7 @@ class Recall:
         """
         line = await self._line(path)
         if line.inode is not None:
-            raise ExistsError(repr(path))
+            raise ExistsError(shown(path))
         return await self.restore(path, self._timeline.latest(line))
 
     async def content_of(self, version: Version) -> tuple[Content, int]:
@@ -223,14 +230,14 @@ class Recall:
         """Directory and name of a path in the tree as it is."""
         *above, name = [part for part in path.split(b"/") if part] or [b""]
         if name in (b"", b".", b"..") or path.endswith(b"/"):
-            raise MisuseError(f"{path!r} is no path of a file")
+            raise MisuseError(f"{shown(path)} is no path of a file")
         parent = ROOT
         for part in above:
             inode = self._namespace.find(parent, part)
             if inode is None:
-                raise AbsentError(repr(path))
+                raise AbsentError(shown(path))
             if not inode.is_directory:
-                raise WantsDirectoryError(repr(path))
+                raise WantsDirectoryError(shown(path))
             parent = inode.id
         return parent, name
 
@@ -252,13 +259,13 @@ class Recall:
         else:
             number = self._timeline.latest(line) if selector is None else selector
         if not number:
-            raise AbsentError(f"{path!r}: no version of that time")
+            raise AbsentError(f"{shown(path)}: no version of that time")
         return line, number
 
     def _get(self, line: Line, number: int) -> Version:
         version = self._timeline.get(line, number)
         if version.directory:
-            raise FoundDirectoryError(f"{line.name!r}: version {number} is a directory")
+            raise FoundDirectoryError(f"{shown(line.name)}: version {number} is a directory")
         return version
 
     async def _line(self, path: bytes) -> Line:
@@ -272,21 +279,21 @@ class Recall:
             await self._sealer.seal(inode)
             line = self._timeline.line(parent, name)
         if not name or (line.inode is not None and line.inode.is_directory):
-            raise FoundDirectoryError(repr(path))
+            raise FoundDirectoryError(shown(path))
         if not self._timeline.latest(line):
-            raise AbsentError(repr(path))
+            raise AbsentError(shown(path))
         return line
 
     def _directory(self, line: Line) -> int:
         """The directory that a name stands for, or stood for last."""
         if line.inode is not None:
             if not line.inode.is_directory:
-                raise WantsDirectoryError(repr(line.name))
+                raise WantsDirectoryError(shown(line.name))
             return line.inode.id
         latest = self._timeline.latest(line)
         directory = self._timeline.get(line, latest).directory if latest else 0
         if not directory:
-            raise AbsentError(repr(line.name))
+            raise AbsentError(shown(line.name))
         return directory
 
 

@@ -23,6 +23,7 @@ from mountstore.errors import (
     MisuseError,
     StaleError,
     WantsDirectoryError,
+    shown,
 )
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.inodes import ROOT, Inode, InodeTable
@@ -97,11 +98,12 @@ class TreeRecall:
         # What was closed is current, also if it is still being sealed.
         await self._sealer.settle_or_keep()
         past = self._directory_at(path, instant.time_ns)
-        parent, name = self._place_of(path if to is None else to)
+        target = path if to is None else to
+        parent, name = self._place_of(target)
         if self._namespace.find(parent, name) is not None:
-            raise ExistsError(f"{path if to is None else to!r}: give a name that is free")
+            raise ExistsError(f"{shown(target)}: give a name that is free")
         if past.inode in self._above(parent):
-            raise MisuseError(f"{to!r}: lies in the directory that is to be restored")
+            raise MisuseError(f"{shown(target)}: lies in the directory that is to be restored")
         made_as = free_name(self._namespace, parent)
         top = self._make_directory(parent, made_as, past)
         try:
@@ -121,25 +123,25 @@ class TreeRecall:
         found: PastThing | None = PastDirectory(ROOT, None)
         for part in [part for part in path.split(b"/") if part]:
             if not isinstance(found, PastDirectory):
-                raise WantsDirectoryError(f"{path!r}: was no directory then")
+                raise WantsDirectoryError(f"{shown(path)}: was no directory then")
             found = thing_at(self._timeline, self._timeline.line(found.inode, part), time_ns)
             if found is None:
-                raise AbsentError(f"{path!r}: was not there then")
+                raise AbsentError(f"{shown(path)}: was not there then")
         if not isinstance(found, PastDirectory):
-            raise WantsDirectoryError(f"{path!r}: was no directory then")
+            raise WantsDirectoryError(f"{shown(path)}: was no directory then")
         return found
 
     def _place_of(self, path: bytes) -> tuple[int, bytes]:
         *above, name = [part for part in path.split(b"/") if part] or [b""]
         if name in (b"", b".", b".."):
-            raise MisuseError(f"{path!r}: is no name for a new directory")
+            raise MisuseError(f"{shown(path)}: is no name for a new directory")
         parent = ROOT
         for part in above:
             inode = self._namespace.find(parent, part)
             if inode is None:
-                raise AbsentError(repr(path))
+                raise AbsentError(shown(path))
             if not inode.is_directory:
-                raise WantsDirectoryError(repr(path))
+                raise WantsDirectoryError(shown(path))
             parent = inode.id
         return parent, name
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from mountstore.blobs.content import EMPTY, Content
 from mountstore.blobs.reader import ContentReader
-from mountstore.errors import AbsentError
+from mountstore.errors import AbsentError, shown
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.history import Shown, Version
@@ -139,7 +139,7 @@ class Timeline:
             else:
                 version = self._histories.get(line.in_place, number - line.own_count)
         except LookupError:
-            raise AbsentError(f"{line.name!r}: no version {number}") from None
+            raise AbsentError(f"{shown(line.name)}: no version {number}") from None
         return _resolved(version, line.inode)
 
     def past(self, line: Line) -> Iterator[tuple[int, Version]]:

@@ -12,6 +12,7 @@ from mountstore.errors import (
     NameTooLongError,
     NoAttributeError,
     NotSupportedError,
+    shown,
 )
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
@@ -53,7 +54,7 @@ class Attributes:
             value = self._catalog.get_xattr(inode.id, name)
             if value is not None:
                 return value
-        raise NoAttributeError(repr(name))
+        raise NoAttributeError(shown(name))
 
     def set(self, inode: Inode, name: bytes, value: bytes, *, create: bool = False) -> None:
         """Set or, with `create`, make an attribute; access control lists as `set_acl` does.
@@ -108,7 +109,7 @@ class Attributes:
         names = [known for known, _ in self._catalog.list_xattrs(inode.id)] if inode.xattrs else []
         if name in names:
             if create:
-                raise ExistsError(repr(name))
+                raise ExistsError(shown(name))
         elif sum(map(len, names)) + len(names) + len(name) + 1 > LIST_MAX:
             raise AttributeTooLargeError(f"{len(names)} attributes are all that can be listed")
         self._catalog.put_xattr(inode.id, name, value)
@@ -122,7 +123,7 @@ class Attributes:
         if inode.xattrs and self._catalog.delete_xattr(inode.id, name):
             inode.xattrs -= 1
         elif name not in _ACLS:
-            raise NoAttributeError(repr(name))
+            raise NoAttributeError(shown(name))
         self._changed(inode)
 
     def names(self, inode: Inode, *, trusted: bool) -> list[bytes]:
@@ -138,9 +139,9 @@ class Attributes:
     def _require_known(self, name: bytes) -> None:
         if name.startswith(_SPACES):
             if name in _SPACES:
-                raise MisuseError(f"attribute without a name: {name!r}")
+                raise MisuseError(f"attribute without a name: {shown(name)}")
         elif not (self._acl and name in _ACLS):
-            raise NotSupportedError(repr(name))
+            raise NotSupportedError(shown(name))
 
     def _changed(self, inode: Inode) -> None:
         inode.ctime_ns = now_ns()

@@ -187,6 +187,14 @@ def test_info_for_people_and_programs(shared_mount: LiveMount) -> None:
     assert ended.returncode == 1 and json.loads(ended.stdout)["error"] == "ENOENT"
 
 
+def test_names_are_told_as_they_were_given(shared_mount: LiveMount) -> None:
+    (shared_mount.path / "d ü").mkdir(exist_ok=True)
+    missing = casctl("restore", "no such", cwd=shared_mount.path)
+    assert missing.stderr == "casctl: /no such: there is no such file, version or blob\n"
+    taken = casctl("clone", "d ü", "d ü", cwd=shared_mount.path)
+    assert taken.stderr == "casctl: '/d ü' is there already\n"
+
+
 def test_df_and_du(make_mount: MountMaker) -> None:
     mount = make_mount(piece_max=64 << 10)
     (mount.path / "d").mkdir()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
-import re
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -51,8 +49,6 @@ class AnsweredError(Failure):
         self.error = error
 
 
-_BYTES = re.compile(r"b('.*'|\".*\")", re.DOTALL)
-
 _WORDS = {
     "ENOENT": "there is no such file, version or blob",
     "EEXIST": "exists already",
@@ -66,14 +62,23 @@ _WORDS = {
 
 
 def _in_words(error: str, message: str) -> str:
-    """What a person is told: some errors only name the file."""
-    if _BYTES.fullmatch(message):
-        message = os.fsdecode(ast.literal_eval(message))
+    """What a person is told: some errors only name the file (`mountstore.errors.shown`)."""
+    name = _literal(message)
+    if name is not None:
+        message = name
     elif not message:
         message = error
     elif " " in message:
         return message
     return f"{message}: {_WORDS.get(error, error)}"
+
+
+def _literal(text: str) -> str | None:
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 _CODES = {"EINVAL": Exit.USAGE, "EPERM": Exit.DENIED, "EACCES": Exit.DENIED}
