@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from mount.conftest import MountMaker
 from mount.live import LiveMount, let_everybody_reach, run
 
+from casctl.backups import check, fill
 from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
 from mountstore.care.verify import verify_blobs
 
@@ -40,16 +40,6 @@ basics.COMMANDS = (*basics.COMMANDS, command.Command("collecting", "Collect.", _
 """
 
 
-def fill(directory: Path, seed: int, count: int = 40, size: int = 50_000) -> dict[str, bytes]:
-    """Files that do not compress or deduplicate; what they hold."""
-    source = random.Random(seed)
-    files = {f"f{seed}-{number}": source.randbytes(size) for number in range(count)}
-    directory.mkdir(exist_ok=True)
-    for name, data in files.items():
-        (directory / name).write_bytes(data)
-    return files
-
-
 @contextmanager
 def restored(make_mount: MountMaker, backup: Path) -> Iterator[Path]:
     """A mount of a copy of a backup."""
@@ -61,13 +51,6 @@ def restored(make_mount: MountMaker, backup: Path) -> Iterator[Path]:
     mount.announce("made again|catalog")
     yield mount.path
     mount.unmount()
-
-
-def check(backup: Path) -> None:
-    """Everything in it is whole, and so is every snapshot; nothing else lies there."""
-    found = verify_blobs(str(backup))
-    assert found.ok and found.snapshots, found
-    assert not [name for _, _, names in os.walk(backup) for name in names if name.startswith(".")]
 
 
 def documented_check() -> str:

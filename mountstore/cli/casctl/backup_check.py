@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import selectors
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile
 
 from mountstore.blobs.refs import REFS_NAME
@@ -37,17 +37,20 @@ sha256sum --check "$list.sums" 2>/dev/null || :
 """
 
 
-def missing_blobs(rsync: Rsync, source: str, before_ns: int, beat: Beat) -> list[str]:
+def missing_blobs(
+    rsync: Rsync, source: str, before_ns: int, *, without: Sequence[str], beat: Beat
+) -> list[str]:
     """Blobs that were there before a time and are not at the destination, or have another size.
 
     Args:
       source: The store's `blobs`.
+      without: Paths from there that are not looked at.
       before_ns: By the clock of files (`mountstore.blobs.clock`).
 
     Raises: Failure
     """
     missing = []
-    for name in rsync.missing("", "--size-only", *BLOB_FILTER, beat=beat):
+    for name in rsync.missing("", "--size-only", *BLOB_FILTER, without=without, beat=beat):
         try:
             placed_ns = os.stat(os.path.join(source, name)).st_ctime_ns
         except FileNotFoundError:

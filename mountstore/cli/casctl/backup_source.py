@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from mountstore.blobs.refs import REFS_NAME
+from mountstore.blobs.refs import has_refs
 from mountstore.cli.casctl.client import Control
 from mountstore.cli.casctl.exits import PROGRAM, AnsweredError
 from mountstore.cli.exits import say
 from mountstore.fuse.mounts import Mount
+from mountstore.store.layout import BLOBS_NAME
 
 _HOLD_S = 600
 """A hold that nobody renews ends after so long."""
@@ -21,15 +22,6 @@ _RENEW_S = 60.0
 
 _WAIT_S = 3600.0
 _RETRY_S = 1.0
-
-
-def refs_of(store: str) -> list[str]:
-    """Names of the snapshots that are there now; one that is taken later may need what is not copied."""
-    try:
-        names = os.listdir(os.path.join(store, "blobs", REFS_NAME))
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in names if not name.startswith("."))
 
 
 class Source(Protocol):
@@ -63,7 +55,7 @@ class _MountedSource:
         # What was closed by now is to be in it.
         self._control.run(["sync"], job=True)
         self._control.run(["snapshot", "--auto"], job=True)
-        if not refs_of(self.store):
+        if not has_refs(os.path.join(self.store, BLOBS_NAME)):
             # Nothing changed since one was taken that somebody deleted.
             self._control.run(["snapshot"], job=True)
 

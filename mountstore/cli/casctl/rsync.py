@@ -9,15 +9,20 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, NamedTuple
 
 from mountstore.cli.casctl.destination import STAGING, Destination
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.exits import printable
 
 _SIGNALLED = 20
+_PARTIAL = 23
 """rsync(1), EXIT VALUES. Source files that vanished (24) are an error, too: nothing that is copied may go away."""
+
+_UNREADABLE = re.compile(
+    rb'^rsync: \[sender\].*"[^"\n]*/blobs/((?:[0-9a-f]/)+[0-9a-f]{64}_[0-9a-f]+)"', re.MULTILINE
+)
 
 _PROGRESS = re.compile(rb"\(xfr#(\d+), (?:ir|to)-chk=(\d+)/(\d+)\)")
 _STATISTICS = {
@@ -35,6 +40,18 @@ Beat = Callable[[], None]
 """Called now and then while rsync runs; what it raises ends rsync."""
 
 BEAT_S = 5.0
+
+
+class PartialFailure(Failure):
+    """All was copied but some files.
+
+    Args:
+      unreadable: Paths of blobs of which rsync said that it had trouble with them in the source.
+    """
+
+    def __init__(self, message: str, unreadable: Sequence[str]) -> None:
+        super().__init__(Exit.FAILED, message)
+        self.unreadable = unreadable
 
 
 class Copied(NamedTuple):
@@ -66,17 +83,22 @@ class Rsync:
         below: str,
         *arguments: str,
         names: Sequence[str] | None = None,
+        without: Sequence[str] = (),
         on_progress: OnProgress = lambda done, total: None,
         beat: Beat = lambda: None,
     ) -> Copied:
         """Copy what lies in `below`, a directory in the source, or the `names` in it.
 
-        Raises: Failure, with what rsync said.
+        Args:
+          without: Paths, from there, of files that are neither copied nor, at the destination, deleted.
+
+        Raises: Failure, with what rsync said; PartialFailure if all was copied but some files.
         """
         said = self._run(
             ["--info=progress2,stats2", *arguments],
             below,
             names=names,
+            without=without,
             on_chunk=_ProgressReader(on_progress),
             beat=beat,
         )
@@ -87,13 +109,14 @@ class Rsync:
         return Copied(files, size_bytes)
 
     def missing(
-        self, below: str, *arguments: str, names: Sequence[str] | None = None, beat: Beat = lambda: None
+        self, below: str, *arguments: str, without: Sequence[str] = (), beat: Beat = lambda: None
     ) -> Iterator[str]:
         """Files in `below` that a copy with these arguments would transfer, from there. Raises: Failure"""
         said = self._run(
             ["--dry-run", "--out-format=%i %n", *arguments],
             below,
-            names=names,
+            names=None,
+            without=without,
             on_chunk=lambda chunk: None,
             beat=beat,
         )
@@ -109,6 +132,7 @@ class Rsync:
         below: str,
         *,
         names: Sequence[str] | None,
+        without: Sequence[str],
         on_chunk: Callable[[bytes], None],
         beat: Beat,
     ) -> bytes:
@@ -125,11 +149,17 @@ class Rsync:
         if not below:
             # An interrupted run leaves nothing among the blobs.
             command.append(f"--temp-dir={STAGING}")
-        with tempfile.TemporaryFile() as errors, tempfile.NamedTemporaryFile() as listed:
+        with (
+            tempfile.TemporaryFile() as errors,
+            tempfile.NamedTemporaryFile() as listed,
+            tempfile.NamedTemporaryFile() as excluded,
+        ):
             if names is not None:
-                listed.write(b"".join(os.fsencode(name) + b"\n" for name in names))
-                listed.flush()
+                _write_lines(listed, names)
                 command += [f"--files-from={listed.name}"]
+            if without:
+                _write_lines(excluded, (f"/{path}" for path in without))
+                command += [f"--exclude-from={excluded.name}"]
             command += ["--", os.path.join(self._source, below) + "/", destination.rsync_path("blobs", below)]
             process = subprocess.Popen(
                 command,
@@ -148,7 +178,11 @@ class Rsync:
                 raise
             if code != 0:
                 errors.seek(0)
-                raise Failure(Exit.FAILED, _explain(code, errors.read()))
+                told = errors.read()
+                if code == _PARTIAL:
+                    unreadable = sorted({path.decode() for path in _UNREADABLE.findall(told)})
+                    raise PartialFailure(_explain(code, told), unreadable)
+                raise Failure(Exit.FAILED, _explain(code, told))
         return said
 
 
@@ -187,6 +221,11 @@ def _listen(process: subprocess.Popen[bytes], on_chunk: Callable[[bytes], None],
                 kept += [line.rpartition(b"\r")[2] for line in lines.split(b"\n")]
             rest = rest.rpartition(b"\r")[2] if len(rest) > _READ_BYTES else rest
     return b"\n".join([*kept, rest])
+
+
+def _write_lines(file: IO[bytes], lines: Iterable[str]) -> None:
+    file.writelines(os.fsencode(line) + b"\n" for line in lines)
+    file.flush()
 
 
 def _explain(code: int, errors: bytes) -> str:
