@@ -84,6 +84,21 @@ def syncfs(path: str) -> None:
         os.close(fd)
 
 
+def takes_no_writes(directory: str) -> bool:
+    """Whether a directory's file system is read-only: mounted so, or gone so after an error of its disk, of which
+    statvfs(2) need not tell (ext4 since Linux 6.15). Blocks; leaves nothing.
+
+    Raises: OSError if there is no such directory.
+    """
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return True
+    try:
+        os.close(os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        return exc.errno == errno.EROFS
+    return False
+
+
 def room_refused(directory: str, length: int) -> OSError | None:
     """Why `length` bytes find no room in a directory's file system: it is full, or a quota is used up, which
     statvfs(2) does not tell. None if they do, or it cannot be found out. Blocks; leaves nothing.

@@ -36,6 +36,7 @@ from mountstore.care.survey import survey_tree
 from mountstore.errors import CorruptError
 from mountstore.namespace.audit import Audit
 from mountstore.namespace.connection import REBUILD_HINT
+from mountstore.store.layout import CATALOG_NAME
 
 Reporter = Callable[[Progress], None]
 
@@ -66,11 +67,25 @@ def presumed_clean(path: str) -> bool:
             return False
         try:
             with Audit(premises.catalog) as audit:
-                if audit.schema_differences() or audit.meta("clean") != 1:
-                    return False
-                return read_notes(premises.notes).errors == 0
+                return _is_closed(audit) and read_notes(premises.notes).errors == 0
         except CorruptError:
             return False
+
+
+def closed_in_order(path: str) -> bool:
+    """Whether the last who had the store at `path` open for writing has closed it; False if nobody can tell.
+
+    Looks at the catalog only, and needs no lock.
+    """
+    try:
+        with Audit(os.path.join(path, CATALOG_NAME)) as audit:
+            return _is_closed(audit)
+    except (CorruptError, OSError):
+        return False
+
+
+def _is_closed(audit: Audit) -> bool:
+    return not audit.schema_differences() and audit.meta("clean") == 1
 
 
 class Examination:

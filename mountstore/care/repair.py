@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mountstore.blobs.flush import syncfs
+from mountstore.blobs.flush import syncfs, takes_no_writes
 from mountstore.care.checking import Examination, Reporter, is_about_indexes
 from mountstore.care.findings import Change, Finding, Kind, Report
 from mountstore.care.premises import Premises
-from mountstore.errors import CorruptError, MountstoreError
+from mountstore.errors import CorruptError, MountstoreError, ReadOnlyError
 from mountstore.namespace.audit import Audit
 
 _PASSES_MAX = 40
@@ -60,9 +60,12 @@ def repair_store(
 
     Raises:
       StoreError, BusyError: As `check_store`; nothing was changed.
+      ReadOnlyError: Its file system takes no writes.
       CorruptError, NoSpaceError: The catalog could not be changed, and is as it was.
     """
     with Premises.enter(path) as premises:
+        if takes_no_writes(premises.path):
+            raise ReadOnlyError(f"{path}: its file system is read-only; nothing can be repaired (-n only looks)")
         examination = Examination(premises, full=full, progress=progress)
         before: Report | None = None
         made: list[Finding] = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from mountstore.blobs.flush import is_quota, room_refused
+from mountstore.blobs.flush import is_quota, room_refused, takes_no_writes
 from mountstore.errors import CorruptError, NoSpaceError, QuotaError
 from mountstore.namespace.wal import AHEAD_BYTES
 
@@ -38,7 +38,7 @@ def _is_frozen(path: str) -> bool:
     """Whether nobody can change the database: on a file system that takes no writes, where SQLite could not
     make its shared memory. What a WAL holds cannot be read there, so then it is not."""
     try:
-        if not os.statvfs(path).f_flag & os.ST_RDONLY:
+        if not takes_no_writes(os.path.dirname(os.path.abspath(path))):
             return False
         return os.stat(path + "-wal").st_size == 0
     except FileNotFoundError:

@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Iterator
 from typing import Final
 
+from mountstore.blobs.flush import takes_no_writes
 from mountstore.errors import BusyError
 from mountstore.store.layout import LOCK_NAME
 
-__all__ = ["StoreLock", "boot_id"]
+__all__ = ["StoreLock", "boot_id", "unchanging"]
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -48,6 +50,24 @@ class StoreLock:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
         os.close(self._fd)
+
+
+@contextlib.contextmanager
+def unchanging(path: str) -> Iterator[None]:
+    """The store at `path` while nobody can write to it: its lock is held, unless its file system takes no writes.
+
+    Raises:
+      BusyError: Somebody has it open for writing.
+      OSError: It cannot be locked.
+    """
+    if takes_no_writes(path):
+        yield
+        return
+    lock = StoreLock(path)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def boot_id() -> str:

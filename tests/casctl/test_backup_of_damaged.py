@@ -1,17 +1,28 @@
-"""Backups of a damaged store: what is whole in the copy stays so, and what is whole in the store gets there."""
+"""Backups of a damaged store: what is whole in the copy stays so, and what is whole in the store gets there.
+
+And backups of a store on a disk that has gone read-only, while there is time.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from durability.conftest import in_memory
+from durability.disks import small_disk
 from mount.live import LiveMount, let_everybody_reach, run
 
 from casctl.backups import check, fill
 from casctl.program import Ended, answers, casctl, casctl_as, done
 from mountstore.blobs.refs import read_refs
 from mountstore.care.verify import verify_blobs
+
+__all__ = ["in_memory"]
+
+FSCK = Path(sys.executable).parent / "fsck.cas"
 
 
 def blobs_of(directory: Path) -> list[Path]:
@@ -193,3 +204,49 @@ def test_what_is_wrong_is_told_to_programs(store: LiveMount, backup: Path) -> No
     ended = casctl("--json", "backup", backup, cwd=store.path)
     assert ended.returncode == 1
     assert '"ok": false' in ended.stdout and cut.name in ended.stdout
+
+
+@pytest.mark.parametrize("how", ["remount,ro", "remount,abort"])
+def test_a_store_on_a_disk_gone_read_only(in_memory: Path, how: str) -> None:
+    """As ext4 goes read-only after an error (`abort`), statvfs(2) need not tell it."""
+    backup = in_memory / "backup"
+    with small_disk(in_memory, 64) as disk:
+        base = in_memory / "m"
+        base.mkdir()
+        (base / "store").symlink_to(disk / "store")
+        mount = LiveMount(base, checked=False)
+        fill(mount.path / "d", 1, 3)
+        mount.finish()
+        run("mount", "-o", how, disk)
+        done("backup", "--store", base / "store", backup, "--full", "--mirror")
+        check(backup)
+        assert len(blobs_of(backup)) == 3
+        repair = subprocess.run([FSCK, "-y", base / "store"], capture_output=True, text=True, check=False)
+        assert repair.returncode == 8 and "read-only" in repair.stderr.lower()
+        mount.options = ("ro",)
+        mount.start()
+        try:
+            done("--mount", mount.path, "backup", backup)
+        finally:
+            mount.finish()
+    check(backup)
+
+
+def test_a_mounted_store_whose_disk_goes_read_only(in_memory: Path) -> None:
+    backup = in_memory / "backup"
+    with small_disk(in_memory, 64) as disk:
+        base = in_memory / "m"
+        base.mkdir()
+        (base / "store").symlink_to(disk / "store")
+        mount = LiveMount(base, checked=False)
+        fill(mount.path / "d", 1, 3)
+        done("snapshot", "last", cwd=mount.path)
+        fill(mount.path / "later", 2, 3)
+        run("mount", "-o", "remount,abort", disk)
+        try:
+            ended = casctl("--mount", mount.path, "backup", backup)
+        finally:
+            mount.kill()
+        assert ended.returncode == 0 and "as of the last one" in ended.stderr, ended.stderr
+    check(backup)
+    assert len(blobs_of(backup)) >= 3

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from mountstore.blobs.flush import takes_no_writes
 from mountstore.blobs.refs import has_refs
 from mountstore.cli.casctl.client import Control
 from mountstore.cli.casctl.exits import PROGRAM, AnsweredError
-from mountstore.cli.exits import say
+from mountstore.cli.exits import printable, say
 from mountstore.fuse.mounts import Mount
+from mountstore.store.config import read_config
 from mountstore.store.layout import BLOBS_NAME
+from mountstore.store.lock import unchanging
 
 _HOLD_S = 600
 """A hold that nobody renews ends after so long."""
@@ -94,14 +97,22 @@ class _MountedSource:
             say(PROGRAM, f"garbage collection is held for up to {_HOLD_S // 60} more minutes: {exc}")
 
 
-class _UnmountedSource:
-    """A store that is not mounted, and stays so: its lock is held."""
+class _QuietSource:
+    """A store that nobody writes to, and nobody can as long as it is copied."""
 
     def __init__(self, store: str) -> None:
         self.store = store
 
     def snapshot(self) -> None:
-        """The last one was taken when it was unmounted."""
+        """One was taken when it was closed, if it was."""
+        from mountstore.care.checking import closed_in_order
+
+        if not closed_in_order(self.store):
+            say(
+                PROGRAM,
+                f"{printable(self.store)}: was not closed in order, and nobody can take a snapshot of it now: the"
+                " copy is going to have its contents as of the last one; mount it (not read-only) to have all",
+            )
 
     def hold(self, on_wait: Callable[[], None]) -> None:
         """Nobody else can work in it."""
@@ -112,20 +123,16 @@ class _UnmountedSource:
 
 @contextmanager
 def open_source(mount: Mount | None, store: str) -> Iterator[Source]:
-    """The store in `mount`, or one that is not mounted, while it is copied; what it holds is released then.
+    """The store in `mount`, or one that is not mounted for writing, while it is copied.
+
+    What it holds is released at the end.
 
     Raises: Failure, BusyError, StoreError
     """
-    if mount is None:
-        from mountstore.store.config import read_config
-        from mountstore.store.lock import StoreLock
-
+    if mount is None or mount.read_only or takes_no_writes(store):
         read_config(store)
-        lock = StoreLock(store)
-        try:
-            yield _UnmountedSource(os.path.realpath(store))
-        finally:
-            lock.release()
+        with unchanging(store):
+            yield _QuietSource(os.path.realpath(store))
         return
     with Control(mount) as control:
         source = _MountedSource(control)
