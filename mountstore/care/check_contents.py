@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from mountstore.blobs.content import ContentKind
@@ -19,6 +20,7 @@ from mountstore.care.premises import Premises
 from mountstore.care.rehash import Record, add_damaged, add_wrong_checksum, read_hashes
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.audit import Audit, ContentRow
+from mountstore.namespace.audit_contents import LostVersions
 
 _MANIFEST_BYTES_MAX: Final = 64 << 20
 """More is not read into memory as one blob: no manifest is that large (they are cut at 4 MiB)."""
@@ -103,7 +105,9 @@ def check_contents(audit: Audit, findings: Findings) -> None:
     """Compare inodes with what the survey and the manifests tell; `read_manifests` was called."""
     _check_kinds(audit, findings)
     audit.refer_contents()
+    # Names are looked up when the rows have been read: SQLite drops no table while somebody reads.
     lost: list[tuple[ContentRow, str]] = []
+    more = 0
     for row, file_size, broken in audit.lost_contents():
         assert row.sha256 is not None
         assert row.blob_size is not None
@@ -118,15 +122,16 @@ def check_contents(audit: Audit, findings: Findings) -> None:
                 f"inode {row.inode} has {row.size} bytes, its manifest describes {file_size}",
                 _content(row.inode, ContentKind.MANIFEST, digest, file_size, f"set it to {file_size}"),
             )
-        if len(lost) >= KEPT_PER_KIND:
-            _add_lost(audit, findings, lost)
-            lost = []
+        if len(lost) > KEPT_PER_KIND:
+            lost.pop()
+            more += 1
     _add_lost(audit, findings, lost)
-    for digest, number, broken in audit.lost_versions():
-        findings.add(
-            Kind.VERSION_LOST,
-            f"{number} old version(s) cannot be read: {broken or f'blob {digest.name} is missing or damaged'}",
-        )
+    findings.add_more(Kind.CONTENT_LOST, more)
+    rows = audit.lost_versions()
+    lost_versions = list(islice(rows, KEPT_PER_KIND))
+    more = sum(1 for _ in rows)
+    _add_lost_versions(audit, findings, lost_versions)
+    findings.add_more(Kind.VERSION_LOST, more)
 
 
 def _add_lost(audit: Audit, findings: Findings, lost: list[tuple[ContentRow, str]]) -> None:
@@ -141,6 +146,17 @@ def _add_lost(audit: Audit, findings: Findings, lost: list[tuple[ContentRow, str
             f"{names.get(row.inode, '?')} (inode {row.inode}, {row.size} bytes): {why}; reads fail,"
             " until the same content is written again anywhere",
         )
+
+
+def _add_lost_versions(audit: Audit, findings: Findings, lost: list[LostVersions]) -> None:
+    names: dict[int, str] = {}
+    for history, directory, name in list(audit.names_of_histories(versions.history for versions in lost)):
+        names.setdefault(history, show(audit.path_of(directory, name)))
+    for versions in lost:
+        what = "an old version" if versions.number == 1 else f"{versions.number} old versions"
+        what += f" of {names.get(versions.history, '?')}" + (" and others" if versions.histories > 1 else "")
+        why = versions.broken or f"blob {versions.digest.name} is missing or damaged"
+        findings.add(Kind.VERSION_LOST, f"{what} cannot be read: {why}")
 
 
 def _content(inode: int, kind: ContentKind, digest: Digest | None, size: int, words: str) -> Change:
@@ -209,7 +225,9 @@ def check_blob_rows(audit: Audit, findings: Findings) -> None:
             f"the list of unsynced blobs has a digest of {len(sha256)} bytes and size {size}",
             Change("remove it", catalog=partial(Audit.remove_unsynced_row, sha256=sha256, size=size)),
         )
-    for digest in audit.stale_blob_rows():
+    # Of a tree that is elsewhere nobody knows what is in it, or what its manifests need.
+    stale = () if Kind.TREE_MISSING in findings.counts() else audit.stale_blob_rows()
+    for digest in stale:
         findings.add(
             Kind.BLOB_ROW_STALE,
             f"blob {digest.name} is recorded, but not in the tree, and nothing needs it",

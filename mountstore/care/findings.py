@@ -170,6 +170,11 @@ class Findings:
         if self._counts[kind] <= KEPT_PER_KIND:
             self._kept.append(Finding(kind, what, change))
 
+    def add_more(self, kind: Kind, number: int) -> None:
+        """Count so many others of a kind of which there are too many to keep."""
+        if number:
+            self._counts[kind] += number
+
     def kept(self) -> tuple[Finding, ...]:
         return tuple(self._kept)
 

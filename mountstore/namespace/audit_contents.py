@@ -27,6 +27,19 @@ class ContentRow(NamedTuple):
     size: int
 
 
+class LostVersions(NamedTuple):
+    """Old versions that cannot be read for want of the same content."""
+
+    digest: Digest
+    number: int
+    history: int
+    """That has one of them."""
+    histories: int
+    """How many have them."""
+    broken: str | None
+    """The flaw of a manifest."""
+
+
 class DraftFacts(NamedTuple):
     """A row of `draft`, and the mode of its inode (None if there is none)."""
 
@@ -186,12 +199,13 @@ class AuditedContents(AuditedNames):
         ):
             yield ContentRow(*row[:6]), row[6], row[7]
 
-    def lost_versions(self) -> Iterator[tuple[Digest, int, str | None]]:
-        """Old versions that cannot be read: digest, how many have it, and the flaw of a manifest."""
+    def lost_versions(self) -> Iterator[LostVersions]:
+        """Old versions that cannot be read, by what they need."""
         if "version" not in self._contents:
             return
         for row in self._rows(
-            "SELECT v.sha256, v.blob_size, count(*), max(m.broken) FROM main.version AS v"
+            "SELECT v.sha256, v.blob_size, count(*), min(v.history), count(DISTINCT v.history), max(m.broken)"
+            " FROM main.version AS v"
             " LEFT JOIN temp.manifest AS m"
             "   ON v.kind = 2 AND m.sha256 = v.sha256 AND m.size = v.blob_size"
             " WHERE v.kind IN (1, 2) AND length(v.sha256) = 32 AND v.blob_size >= 0"
@@ -199,7 +213,7 @@ class AuditedContents(AuditedNames):
             "   WHERE f.sha256 = v.sha256 AND f.size = v.blob_size AND f.whole))"
             " GROUP BY v.sha256, v.blob_size"
         ):
-            yield Digest(row[0], row[1]), row[2], row[3]
+            yield LostVersions(Digest(row[0], row[1]), *row[2:])
 
     def invalid_blob_rows(self) -> Iterator[tuple[bytes, int]]:
         yield from self._rows(

@@ -6,7 +6,7 @@ may not. A history that nothing has is not an error: garbage collection removes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mountstore.namespace.audit_contents import AuditedContents
@@ -88,6 +88,23 @@ class AuditedVersions(AuditedContents):
                         trail.add(following[0])
                         stack.append((following[0], below(following[1], following[2])))
         return found
+
+    def names_of_histories(self, histories: Iterable[int]) -> Iterator[tuple[int, int, bytes]]:
+        """(history, directory, name) of what these are the histories of; reads all names and entries once."""
+        self._run("DROP TABLE IF EXISTS temp.wanted_history")
+        self._run("CREATE TEMP TABLE wanted_history (history INTEGER PRIMARY KEY)")
+        self._run_many(
+            "INSERT OR IGNORE INTO temp.wanted_history VALUES (?)", ((number,) for number in histories)
+        )
+        yield from self._rows(
+            "SELECT n.history, n.parent, n.name FROM main.name_history AS n"
+            " JOIN temp.wanted_history AS w ON w.history = n.history"
+        )
+        yield from self._rows(
+            "SELECT h.history, e.parent, e.name FROM main.entry AS e"
+            " JOIN main.inode_history AS h ON h.inode = e.inode"
+            " JOIN temp.wanted_history AS w ON w.history = h.history"
+        )
 
     def stray_inode_histories(self) -> Iterator[int]:
         """Inodes that do not exist, or have a history without rows."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from care.damage import LARGE, Hurt, Specimen, overwrite, read_all, sql, write_again
+from mountstore.care import check_contents, findings
 from mountstore.care.checking import check_store
 from mountstore.care.findings import NOTES, Kind
 from mountstore.care.repair import repair_store
@@ -388,6 +389,7 @@ def test_old_versions_need_their_blobs(specimen: Specimen) -> None:
             f" FROM inode WHERE id = :{name}"
         )
         specimen.run(f"UPDATE inode SET kind = 0, sha256 = NULL, blob_size = NULL, size = 0 WHERE id = :{name}")
+        specimen.run(f"INSERT INTO inode_history SELECT id, id FROM inode WHERE id = :{name}")
     specimen.run("UPDATE inode SET allocated = 0")
     report = check_store(str(specimen.path), full=True)
     assert not report.findings
@@ -398,6 +400,10 @@ def test_old_versions_need_their_blobs(specimen: Specimen) -> None:
     specimen.piece().unlink()
     report = check_store(str(specimen.path))
     assert report.counts == {Kind.VERSION_LOST: 2}
+    assert sorted(finding.what.partition(" cannot")[0] for finding in report.findings) == [
+        "an old version of /large",
+        "an old version of /outer/inner/small",
+    ]
 
 
 # --- the tree and the store's directory ---
@@ -424,6 +430,22 @@ def test_a_tree_that_is_not_mounted(specimen: Specimen) -> None:
     assert not (specimen.path / "blobs").exists()
     (specimen.path / "away").rename(specimen.path / "blobs")
     assert not check_store(str(specimen.path), full=True).errors
+
+
+def test_more_is_lost_than_is_kept(specimen: Specimen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a large store whose blobs are on a file system that is not mounted."""
+    monkeypatch.setattr(findings, "KEPT_PER_KIND", 2)
+    monkeypatch.setattr(check_contents, "KEPT_PER_KIND", 2)
+    specimen.run("INSERT INTO inode_history SELECT id, id FROM inode WHERE kind IN (1, 2)")
+    specimen.run(
+        "INSERT INTO version SELECT id, 1, kind, sha256, blob_size, size, mode, 0, 0, 0, 0"
+        " FROM inode WHERE kind IN (1, 2)"
+    )
+    (specimen.path / "blobs").rename(specimen.path.parent / "blobs")
+    report = check_store(str(specimen.path))
+    assert report.counts == {Kind.TREE_MISSING: 1, Kind.CONTENT_LOST: 4, Kind.VERSION_LOST: 3}
+    shown = [finding.what for finding in report.findings if finding.kind is not Kind.TREE_MISSING]
+    assert len(shown) == 4 and all("/" in what.partition(" (")[0] for what in shown)
 
 
 def test_an_index_that_differs_from_its_table_is_made_anew(specimen: Specimen) -> None:
