@@ -44,7 +44,8 @@ class Sharing:
     shared_pieces: int
     """Of these, how many something elsewhere needs."""
     unreadable_files: int
-    """Contents elsewhere that could not be taken apart: damaged, so what they share is not known."""
+    """Contents, here or elsewhere, that could not be taken apart: damaged, so what they consist of, and share, is
+    not known. Only `files` and `logical_bytes` count those here."""
 
 
 def report_sharing(store: Store | str, path: bytes) -> Sharing:
@@ -59,7 +60,7 @@ def report_sharing(store: Store | str, path: bytes) -> Sharing:
 
     Raises:
         AbsentError: There is nothing at `path`.
-        BlobMissingError, CorruptError: A manifest below the path, or the catalog, cannot be read.
+        CorruptError: The catalog cannot be read.
         StoreError: There is no store.
 
     Thread: any worker; blocks, so never the thread of an open store.
@@ -74,7 +75,10 @@ def report_sharing(store: Store | str, path: bytes) -> Sharing:
     unreadable = 0
     with Usage(catalog_path, path) as usage:
         for content, checksum in usage.manifests(inside=True):
-            usage.add_used(_blobs(tree, content, checksum))
+            try:
+                usage.add_used(_blobs(tree, content, checksum))
+            except (BlobMissingError, CorruptError):
+                unreadable += 1
         if not usage.everything_is_inside():
             usage.find_elsewhere()
             for content, checksum in usage.manifests(inside=False):

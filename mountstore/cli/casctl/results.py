@@ -98,7 +98,7 @@ def _df(result: Result) -> str:
 
 
 def _du(result: Result) -> str:
-    return table(
+    shown = table(
         [
             {
                 "logical_bytes": row["logical_bytes"],
@@ -111,6 +111,11 @@ def _du(result: Result) -> str:
             for row in result["rows"]
         ]
     )
+    damaged = max((row["unreadable_files"] for row in result["rows"]), default=0)
+    if not damaged:
+        return shown
+    note = f"note: {damaged} contents are damaged; what they take and share is not counted (fsck.cas names them)"
+    return f"{shown}\n{note}"
 
 
 def _gc(result: Result) -> str:
