@@ -14,7 +14,7 @@ from typing import Final
 from mountstore.blobs.digest import Digest
 from mountstore.errors import MisuseError
 
-__all__ = ["LEVELS_MAX", "TreeStatistics", "count", "scan"]
+__all__ = ["LEVELS_MAX", "TreeStatistics", "count", "is_bare", "scan"]
 
 LEVELS_MAX: Final = 64
 """One for each hex character of a SHA-256."""
@@ -71,6 +71,15 @@ def scan(root: str, own: frozenset[str]) -> Iterator[tuple[int, tuple[Digest, st
                 elif not prefix and entry.path in own:
                     continue
                 yield len(prefix), False
+
+
+def is_bare(root: str) -> bool:
+    """Whether not even the first directory of a blob is there, or no root. Raises: OSError"""
+    try:
+        with os.scandir(root) as entries:
+            return not any(entry.name in _HEX and entry.is_dir(follow_symlinks=False) for entry in entries)
+    except FileNotFoundError:
+        return True
 
 
 def count(root: str, own: frozenset[str]) -> TreeStatistics:

@@ -166,11 +166,6 @@ class BalancedTree:
             if isinstance(found, tuple):
                 yield found
 
-    def is_empty(self) -> bool:
-        """Whether not even the first directory of a blob is here. Raises: OSError"""
-        with os.scandir(self.root) as entries:
-            return all(entry.path in self._own for entry in entries)
-
     def statistics(self) -> TreeStatistics:
         """Count everything; takes as long as `walk`."""
         return count(self.root, self._own)

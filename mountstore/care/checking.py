@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from mountstore.blobs.refs import Ref
+from mountstore.blobs.refs import Ref, read_refs
+from mountstore.blobs.scan import is_bare
 from mountstore.care.check_contents import check_blob_rows, check_contents, read_manifests
 from mountstore.care.check_namespace import check_namespace
 from mountstore.care.check_snapshots import check_snapshots, survey_snapshots
@@ -37,6 +38,7 @@ from mountstore.errors import CorruptError
 from mountstore.namespace.audit import Audit
 from mountstore.namespace.connection import REBUILD_HINT
 from mountstore.store.layout import CATALOG_NAME
+from mountstore.store.lineage import lineage_flaw
 
 Reporter = Callable[[Progress], None]
 
@@ -58,16 +60,22 @@ def check_store(path: str, *, full: bool = False, progress: Reporter | None = No
 
 
 def presumed_clean(path: str) -> bool:
-    """Whether the store was closed in order and the last check, if there was one, left no error.
+    """Whether the store was closed in order, can be mounted for writing as far as a glance tells, and the last
+    check or scrub, if there was one, left no error.
 
     Raises: As `check_store`.
     """
     with Premises.enter(path) as premises:
-        if premises.configuration_flaw is not None or premises.catalog_flaw() is not None:
+        if premises.configuration is None or premises.catalog_flaw() is not None:
             return False
         try:
             with Audit(premises.catalog) as audit:
-                return _is_closed(audit) and read_notes(premises.notes).errors == 0
+                return (
+                    _is_closed(audit)
+                    and not read_notes(premises.notes).errors
+                    and lineage_flaw(audit.meta, premises.configuration.uuid, read_refs(premises.blobs)[0]) is None
+                    and not (is_bare(premises.blobs) and audit.count("blob"))
+                )
         except CorruptError:
             return False
 
@@ -218,7 +226,7 @@ class Examination:
 
     def _take_notes(self, report: Report) -> None:
         old = read_notes(self.premises.notes)
-        if not (self.full or self._bad or old.bad_blobs or old.findings):
+        if not (self.full or report.error_count or self._bad or old.errors or old.bad_blobs or old.findings):
             return
         now = time.time()
         notes = Notes(

@@ -1,4 +1,4 @@
-"""The findings file: what the last check found, so that a repair need not read every blob again.
+"""The findings file: what the last check, and scrubs since, found: a repair need not read every blob again.
 
 `fsck.json` in the store, one JSON object. A damaged blob is listed with the size and mtime its file had; the
 record counts as long as the file has both. The file is for this program and for people; when it is absent,
@@ -8,6 +8,7 @@ old or unreadable, nothing but time is lost.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -64,6 +65,15 @@ def read_notes(path: str) -> Notes:
     except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
         return Notes()
     return notes if notes.format == _FORMAT else Notes()
+
+
+def note_bad_blobs(path: str, found: Collection[BadBlob]) -> None:
+    """Add what a scrub found to the notes at `path`. Raises: OSError; the old ones are then as they were."""
+    old = read_notes(path)
+    known = {(bad.name, bad.level) for bad in found}
+    others = [bad for bad in old.bad_blobs if (bad.name, bad.level) not in known]
+    new = len(others) + len(found) - len(old.bad_blobs)
+    write_notes(path, msgspec.structs.replace(old, errors=old.errors + new, bad_blobs=[*others, *found]))
 
 
 def write_notes(path: str, notes: Notes) -> None:

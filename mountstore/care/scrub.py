@@ -1,8 +1,8 @@
 """Scrub: read every blob of a store that is in use, and tell which are not what they were.
 
 Disks lose bytes silently; a scrub finds that while a backup still has them. What it finds damaged is verified anew
-at the next touch, so nobody gets its bytes, and it is replaced when the same content is written again; `fsck.cas`
-tells which files that concerns.
+at the next touch, so nobody gets its bytes, and it is replaced when the same content is written again. It is noted
+for `fsck.cas`, which tells which files that concerns without reading everything once more.
 
 Bytes are read from the disk, not from the page cache, as far as the system lets itself be told.
 """
@@ -20,9 +20,11 @@ from xxhash import xxh3_128
 
 from mountstore.blobs.digest import CHECKSUM_BYTES, Digest, Hasher
 from mountstore.blobs.opening import open_to_read
+from mountstore.care.notes import BadBlob, note_bad_blobs
 from mountstore.care.stretches import Progress, Stretch, no_progress
 from mountstore.namespace.blob_records import BlobRecords
 from mountstore.store import Store
+from mountstore.store.layout import NOTES_NAME
 
 __all__ = ["ScrubReport", "scrub"]
 
@@ -66,7 +68,9 @@ async def scrub(
     try:
         total = await trio.to_thread.run_sync(records.total_bytes)
         reader = _Scrub(store, records, full)
-        while await trio.to_thread.run_sync(reader.stretch):
+        more = True
+        while more:
+            more = await trio.to_thread.run_sync(reader.stretch)
             report = reader.report
             progress(report.bytes, max(report.bytes, total), "bytes")
             if rate_bytes_s > 0:
@@ -75,8 +79,8 @@ async def scrub(
                     await trio.sleep(ahead_s)
     finally:
         records.close()
-    reader.report.elapsed_s = round(time.monotonic() - started, 3)
-    return reader.report
+    report.elapsed_s = round(time.monotonic() - started, 3)
+    return report
 
 
 class _Scrub:
@@ -92,39 +96,47 @@ class _Scrub:
     def stretch(self) -> bool:
         """Go on for a while; whether there is more."""
         stretch = Stretch(self._walk)
-        for digest, path in stretch:
-            self._look(digest, path)
+        bad = [flaw for digest, path in stretch if (flaw := self._look(digest, path)) is not None]
+        if bad and not self._store.read_only:
+            try:
+                note_bad_blobs(os.path.join(self._store.path, NOTES_NAME), bad)
+            except OSError as exc:
+                log.warning("%s: what a scrub found could not be noted: %s", NOTES_NAME, exc.strerror or exc)
         return stretch.more
 
-    def _look(self, digest: Digest, path: str) -> None:
+    def _look(self, digest: Digest, path: str) -> BadBlob | None:
         report = self.report
         known = None if self._full else self._records.checksum(digest)
         try:
             found = _hash(path, known is not None)
         except FileNotFoundError:
             # Collected since.
-            return
+            return None
         except OSError as exc:
             report.unreadable_blobs += 1
             log.error("%s: %s", path, exc.strerror or exc)
             if len(report.unreadable) < _LISTED_MAX:
                 report.unreadable.append(f"{digest.name}: {exc.strerror or exc}")
-            return
+            return None
         report.blobs += 1
         report.bytes += digest.size_bytes
         if found == (known if known is not None else digest.sha256):
-            return
+            return None
         if known is not None and _hash(path, False) == digest.sha256:
             log.warning("the catalog has another checksum of blob %s, whose bytes are right", digest.name)
-            return
-        if not os.path.lexists(path):
-            return
+            return None
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return None
         self._store.contents.verified.discard(digest)
         self._store.tree.distrust(digest)
         report.damaged_blobs += 1
         log.error("%s is damaged: its bytes are not what was written; fsck.cas tells which files have it", path)
         if len(report.damaged) < _LISTED_MAX:
             report.damaged.append(digest.name)
+        level = os.path.relpath(path, self._store.tree.root).count("/")
+        return BadBlob(digest.name, level, status.st_size, status.st_mtime_ns)
 
 
 def _hash(path: str, fast: bool) -> bytes:

@@ -23,11 +23,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-from mountstore.blobs.content import Content, ContentKind
-from mountstore.blobs.digest import Digest
-from mountstore.blobs.manifest import decode_manifest
+from mountstore.blobs.completeness import blobs_of
 from mountstore.blobs.tree import BalancedTree
-from mountstore.blobs.verification import read_blob
 from mountstore.care.snapshot_browser import follow, records_of_instant, records_of_snapshot
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.care.stretches import Progress, no_progress
@@ -387,24 +384,10 @@ def _wanted(tree: BalancedTree, twigs: Iterable[Twig], *, strict: bool) -> Gener
     """
     for twig in twigs:
         try:
-            for digest in _blobs_of(tree, twig.record.content):
+            for digest in blobs_of(tree, twig.record.content):
                 if not tree.want(digest):
                     raise BlobMissingError(f"blob {digest.name} is not there")
         except (BlobMissingError, CorruptError) as exc:
             if strict:
                 raise type(exc)(f"{shown(twig.name)} cannot be read: {exc}") from exc
         yield twig
-
-
-def _blobs_of(tree: BalancedTree, content: Content) -> Iterator[Digest]:
-    """All that a content consists of."""
-    if content.digest is None:
-        return
-    yield content.digest
-    waiting = [content.digest] if content.kind is ContentKind.MANIFEST else []
-    while waiting:
-        data = b"".join(read_blob(tree, part, None) for part in waiting)
-        manifest = decode_manifest(data, content.digest.name)
-        pieces = [entry.digest for entry in manifest if entry.digest is not None]
-        yield from pieces
-        waiting = pieces if manifest.level else []

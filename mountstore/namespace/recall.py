@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mountstore.blobs.chunking import ChunkingParameters
+from mountstore.blobs.completeness import require_blobs
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.reader import ContentReader
 from mountstore.blobs.seal import seal, seal_small
@@ -140,6 +141,8 @@ class Recall:
     ) -> Inode:
         """Let a path have the content, mode, owner and modification time that it had; returns the new inode.
 
+        Nothing is done if it has them: that inode is returned.
+
         Its directory has to exist. Extended attributes are not recorded with versions, so it has none.
 
         Args:
@@ -150,10 +153,17 @@ class Recall:
           FoundDirectoryError: The path, or the version, is a directory.
           WantsDirectoryError: Something on the way to the other path is no directory.
           MisuseError: That path has no name that a file may have.
+          MisuseError: The path says no version, and is there as it was last.
+          BlobMissingError, CorruptError: Some of that version's content is not there; nothing was changed.
           ReadOnlyError, NoSpaceError: Nothing was changed.
         """
         self._namespace.require_writable()
         line, number = await self._select(path, selector)
+        if to is None and line.inode is not None and number == line.current:
+            if selector is None and not _says_version(path, line):
+                raise MisuseError(f"{shown(path)}: say which version of it, as PATH@N or PATH@TIME")
+            if line.inode.draft is None:
+                return line.inode
         version = self._get(line, number)
         parent, name = (line.parent, line.name) if to is None else self._place_of(to)
         with self._contents.adding():
@@ -177,10 +187,14 @@ class Recall:
 
     async def content_of(self, version: Version) -> tuple[Content, int]:
         """A content with exactly the version's bytes, and how many of them are not in holes; for who is
-        `Contents.adding`."""
+        `Contents.adding`.
+
+        Raises: BlobMissingError, CorruptError: Some of it is not there.
+        """
         content = EMPTY if version.size_bytes == 0 else version.content
         assert content is not None
         if content.size_bytes == version.size_bytes:
+            await self._contents.in_thread(require_blobs, self._tree, content)
             if content.kind is not ContentKind.MANIFEST:
                 return content, content.size_bytes
             return content, await self._allocated(content)
@@ -295,6 +309,11 @@ class Recall:
         if not directory:
             raise AbsentError(shown(line.name))
         return directory
+
+
+def _says_version(path: bytes, line: Line) -> bool:
+    """Whether it was not the whole path that named the file."""
+    return path.rpartition(b"/")[2] != line.name and parse_reference(path).selector is not None
 
 
 def _allocated_of(reader: ContentReader) -> int:

@@ -16,6 +16,7 @@ import trio
 
 from mountstore.blobs.flush import syncfs
 from mountstore.blobs.refs import read_refs
+from mountstore.blobs.scan import is_bare
 from mountstore.blobs.trash import Trash
 from mountstore.blobs.tree import BalancedTree
 from mountstore.errors import CorruptError, StaleError, StoreError
@@ -71,8 +72,12 @@ class Store:
         self._lock = None if read_only else StoreLock(path)
         try:
             with reading_catalog(os.path.join(path, CATALOG_NAME)):
-                self._open_parts(commit_s, acl)
+                self.catalog = Catalog(
+                    os.path.join(path, CATALOG_NAME), read_only=read_only, must_exist=True
+                )
                 self._check_catalog()
+                self._open_parts(commit_s, acl)
+                self._check_root()
             self._connect_parts()
         except BaseException:
             if self._lock is not None:
@@ -84,9 +89,6 @@ class Store:
         staging = os.path.join(path, STAGING_NAME)
         if not self.read_only:
             os.makedirs(staging, exist_ok=True)
-        self.catalog = Catalog(
-            os.path.join(path, CATALOG_NAME), read_only=self.read_only, must_exist=True
-        )
         self.tree = BalancedTree(
             os.path.join(path, BLOBS_NAME),
             staging=staging,
@@ -170,25 +172,31 @@ class Store:
         )
 
     def _check_catalog(self) -> None:
-        """Refuse what would lose something if it were used as if nothing were wrong; for looking, it will do."""
-        try:
-            self.inodes.get(ROOT)
-        except StaleError:
-            raise CorruptError(f"{self.catalog.path}: has no root directory; fsck.cas makes one") from None
-        flaw = lineage_flaw(self.catalog.get_meta, self.config.uuid, read_refs(self.tree.root)[0])
+        """Refuse what would lose something if it were used as if nothing were wrong; for looking, it will do.
+
+        Nothing is made before that.
+        """
+        blobs = os.path.join(self.path, BLOBS_NAME)
+        flaw = lineage_flaw(self.catalog.get_meta, self.config.uuid, read_refs(blobs)[0])
         if flaw is not None:
             flaw = f"{self.catalog.path}: {flaw}"
-        elif self.catalog.get_meta("clean", 1) and self.catalog.has_blobs() and self.tree.is_empty():
+        elif self.catalog.get_meta("clean", 1) and self.catalog.has_blobs() and is_bare(blobs):
             # After a crash they may still have to be made from what the catalog has of them.
             flaw = (
-                f"{self.tree.root}: has no blobs, but the catalog speaks of some: if they are on a file system of"
-                " their own, mount that first; otherwise bring them back from a copy"
+                f"{blobs}: has no blobs, but the catalog speaks of some: if they are on a file system of their"
+                " own, mount that first; otherwise bring them back from a copy"
             )
         if flaw is None:
             return
         if not self.read_only:
             raise StoreError(flaw)
         log.warning("%s", flaw)
+
+    def _check_root(self) -> None:
+        try:
+            self.inodes.get(ROOT)
+        except StaleError:
+            raise CorruptError(f"{self.catalog.path}: has no root directory; fsck.cas makes one") from None
 
     def _connect_parts(self) -> None:
         """Tell parts of those that are made after them."""

@@ -6,10 +6,11 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Callable
+from uuid import uuid4
 
 import pytest
 
-from care.damage import Specimen, overwrite
+from care.damage import Specimen, overwrite, write_again
 from mountstore.care.checking import check_store
 from mountstore.care.premises import Premises
 from mountstore.cli.fsck import main
@@ -61,9 +62,26 @@ def test_automatic_repair_trusts_a_store_that_was_closed_in_order(specimen: Spec
     assert links(specimen) == 2
 
 
-def test_automatic_repair_remembers_errors(specimen: Specimen) -> None:
+@pytest.mark.parametrize("options", [["-n"], ["-n", "--full"], ["-y"]])
+def test_automatic_repair_remembers_errors(specimen: Specimen, options: list[str]) -> None:
     specimen.blob(b"a small file").unlink()
-    assert main(["-n", "--full", str(specimen.path)]) == 4
+    assert main([*options, str(specimen.path)]) == 4
+    assert main(["-p", str(specimen.path)]) == 4
+    write_again(specimen, b"healed", b"a small file")
+    assert main(["-n", str(specimen.path)]) == 0
+    assert main(["-p", "-v", str(specimen.path)]) == 0
+
+
+def test_automatic_repair_looks_for_what_a_mount_would_refuse(specimen: Specimen) -> None:
+    (specimen.path / "blobs").rename(specimen.path.parent / "blobs")
+    records = specimen.ask("SELECT count(*) FROM blob")
+    assert main(["-p", str(specimen.path)]) == 4
+    # Nothing was concluded from that: it may be a file system that is not mounted.
+    assert not (specimen.path / "blobs").exists()
+    assert specimen.ask("SELECT count(*) FROM blob") == records
+    (specimen.path.parent / "blobs").rename(specimen.path / "blobs")
+    assert main(["-p", str(specimen.path)]) == 0
+    specimen.run(f"UPDATE meta SET value = '{uuid4()}' WHERE key = 'uuid'")
     assert main(["-p", str(specimen.path)]) == 4
 
 

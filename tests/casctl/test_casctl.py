@@ -298,7 +298,7 @@ def test_a_directory_that_comes_back_in_part_says_so(mount: LiveMount) -> None:
     ended = casctl("restore", "d@2100-01-01", "--to", "e", cwd=mount.path)
     assert ended.returncode == 1
     row, summary = ended.stdout.splitlines()[-2:]
-    assert row.startswith("lost ") and "no blob" in row
+    assert row.startswith("lost ") and "is missing or damaged" in row
     assert summary == "/e: brought back, 0 directories, 1 files, 4 B; 1 files are lost"
     assert os.listdir(mount.path / "e") == ["good"]
     mount.checked = False

@@ -6,11 +6,12 @@ import os
 from typing import Any
 
 import pytest
-from care.garbage import Work
+from care.garbage import Work, bytes_like
 
 from control.conftest import Desk
 from control.test_collecting import ask, refused
 from mountstore.blobs.digest import Digest
+from mountstore.care.notes import read_notes
 from mountstore.namespace.inodes import ROOT
 
 pytestmark = pytest.mark.trio
@@ -67,6 +68,11 @@ async def test_restore(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]
     assert len((await ask(desk, "versions f"))["rows"]) == 4
     await ask(desk, "restore f@2")
     assert await content_of(work, b"f") == b"two"
+    for already in ("f@5", "f@2100-01-01"):
+        assert (await ask(desk, f"restore {already}"))["bytes"] == 3
+    assert len((await ask(desk, "versions f"))["rows"]) == 5
+    for unsaid in ("f", "/f", "f@"):
+        assert await refused(desk, f"restore {unsaid}") == "MisuseError"
     assert await refused(desk, "restore f@1970-02-01") == "AbsentError"
     assert await refused(desk, "restore /f@99") == "AbsentError"
     assert await refused(desk, "restore /") == "FoundDirectoryError"
@@ -93,6 +99,20 @@ async def test_restore_to_another_path(desk: Desk, work: Work, forgotten: list[t
         ("/" + "x" * 256, "NameTooLongError"),
     ):
         assert await refused(desk, f"restore /f@1 --to {path}") == error, path
+
+
+@pytest.mark.parametrize("size", [3, 3 << 20], ids=["one blob", "pieces"])
+async def test_what_is_lost_is_not_restored(desk: Desk, work: Work, size: int) -> None:
+    below = work.directory(b"d")
+    await work.save(b"f", bytes_like(1, size), below.id)
+    await work.save(b"f", b"another", below.id)
+    await work.save(b"kept", b"kept", below.id)
+    blobs = [path for digest, path in desk.store.tree.walk() if digest.size_bytes > 10 or digest.size_bytes == 3]
+    os.unlink(max(blobs, key=lambda path: os.stat(path).st_size))
+    for line in ("restore d/f@1", "restore d/f@1 --to g"):
+        assert await refused(desk, line) == "BlobMissingError"
+    assert desk.store.namespace.find(ROOT, b"g") is None
+    assert await content_of(work, b"f", below.id) == b"another"
 
 
 async def test_restore_of_a_directory(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]]) -> None:
@@ -177,6 +197,9 @@ async def test_scrub_finds_what_is_damaged(desk: Desk, work: Work, caplog: pytes
         assert (found["blobs"], found["bytes"]) == (2, 8)
         assert found["damaged"] == [Digest.of(b"bad!").name]
     assert "is damaged" in caplog.text
+    notes = f"{desk.store.path}/fsck.json"
+    assert [bad.name for bad in read_notes(notes).bad_blobs] == [Digest.of(b"bad!").name]
+    assert read_notes(notes).errors == 1
     assert desk.services.statistics.scrub_damaged_blobs == 3
     assert await refused(desk, f"pin {Digest.of(b'bad!').name}") == "AbsentError"
     # The same content, written again, heals it.
