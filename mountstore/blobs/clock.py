@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["now_ns"]
+__all__ = ["end_ns", "now_ns"]
 
 _CLOCK_REALTIME_COARSE = 5
 """Of <linux/time.h>; the time module has no name for it."""
+
+_TICK_MAX_NS = 10_000_000
+"""Of a kernel with 100 ticks a second."""
 
 
 def now_ns() -> int:
@@ -20,3 +23,12 @@ def now_ns() -> int:
     one that was made before it.
     """
     return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+
+
+def end_ns(began_ns: int, now: int) -> int:
+    """When something ended that ends now, `now_ns`, and began at a time that the kernel took: later than that.
+
+    The kernel's own clock may be ahead by a tick at most: since Linux 6.13 it never falls behind a time that it
+    gave to a file with more precision.
+    """
+    return began_ns + 1 if now <= began_ns < now + _TICK_MAX_NS else now

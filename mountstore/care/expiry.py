@@ -123,7 +123,10 @@ class Policies:
         try:
             return parse_words(words.decode("ascii"), policy, self._store)
         except (MisuseError, UnicodeDecodeError) as exc:
-            flaw = f"directory {directory}: {ATTRIBUTE.decode()} is not understood, everything is kept: {exc}"
+            flaw = (
+                f"the directory with inode number {directory} (find -inum): {ATTRIBUTE.decode()} is not"
+                f" understood, so everything below it is kept: {exc}"
+            )
             log.error("%s", flaw)
             self.flaws.append(flaw)
             return KEEP_ALL

@@ -82,6 +82,8 @@ def write_notes(path: str, notes: Notes) -> None:
     Durability: none; what power loss leaves of them is not taken for notes, and a check makes them anew.
     """
     fresh = path + NEW_SUFFIX
-    with open(fresh, "wb") as file:
+    # Findings name files of directories that not everybody may list.
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(notes), indent=1))
     os.rename(fresh, path)

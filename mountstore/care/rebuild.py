@@ -173,7 +173,7 @@ class _Rebuild:
             names = ", ".join(f"{ref.name} of {ref.uuid}" for ref in self._refs[:4])
             raise StoreError(
                 f"{self._blobs}: has snapshots of {len(uuids)} stores ({names} ...);"
-                " say which one (--snapshot NAME)"
+                " say which one, with fsck.cas --rebuild --snapshot NAME"
             ) from None
         if self._snapshot is None and any(ref.uuid == uuid for ref in self._refs):
             self._refs = [ref for ref in self._refs if ref.uuid == uuid]
@@ -217,10 +217,12 @@ class _Rebuild:
             if readable
             else "and the root of none can be read; bring the missing blobs back"
         )
-        raise StoreError(
-            f"{self._blobs}: no snapshot is complete; the newest, {newest.ref.name}, lacks"
-            f" {newest.flaw_count} things{example}; {advice}"
-        )
+        if self._snapshot is None:
+            said = f"no snapshot is complete; the newest, {newest.ref.name}, lacks"
+        else:
+            said = f"snapshot {newest.ref.name} is not complete; it lacks"
+            advice = f"another one may be (fsck.cas --rebuild -n looks for it); otherwise {advice}"
+        raise StoreError(f"{self._blobs}: {said} {newest.flaw_count} things{example}; {advice}")
 
     # --- making ---
 

@@ -20,6 +20,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -240,19 +241,20 @@ class Snapshots:
         """All snapshots, newest first, and refs that cannot be read, last."""
         return await trio.to_thread.run_sync(list_snapshots, self._store)
 
-    async def delete(self, name: str) -> None:
-        """Delete a snapshot; what only it had is collected by the next garbage collection.
+    async def delete(self, *names: str) -> None:
+        """Delete snapshots; what only they had is collected by the next garbage collection.
 
         Raises:
-          AbsentError: There is none of that name.
+          AbsentError: There is none of one of these names; then none is deleted.
           ReadOnlyError: The store takes no writes.
-          MisuseError: Nothing can have that name.
+          MisuseError: Nothing can have such a name.
           OSError: As the system says.
         """
         self._store.namespace.require_writable()
-        check_ref_name(name)
+        for name in names:
+            check_ref_name(name)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_delete_ref, self._store.tree.root, name)
+            await trio.to_thread.run_sync(_delete_refs, self._store.tree.root, names)
 
     async def open(self, name: str) -> SnapshotTree:
         """A snapshot, for reading (in workers).
@@ -340,11 +342,14 @@ def _free_name(prefix: str, time_ns: int, taken: set[str]) -> str:
     return name
 
 
-def _delete_ref(blobs: str, name: str) -> None:
+def _delete_refs(blobs: str, names: Sequence[str]) -> None:
     directory = os.path.join(blobs, REFS_NAME)
-    try:
-        os.unlink(os.path.join(directory, name))
-    except FileNotFoundError:
-        raise AbsentError(f"there is no snapshot {name}") from None
+    for name in names:
+        if not os.path.lexists(os.path.join(directory, name)):
+            others = "; none was deleted" if len(names) > 1 else ""
+            raise AbsentError(f"there is no snapshot {name}{others}")
+    for name in names:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, name))
     # Or it would be back after power loss, when its blobs may be gone.
     fsync_path(directory, os.O_DIRECTORY)

@@ -54,12 +54,11 @@ def verify_blobs(path: str, *, full: bool = True, progress: Progress | None = No
       OSError: It cannot be listed.
     """
     report = progress or (lambda words, number: None)
-    blobs = os.path.join(path, BLOBS_NAME)
-    if not os.path.isdir(blobs):
-        blobs = path
-    if not os.path.isdir(blobs):
-        raise StoreError(f"{path}: is not a directory of blobs")
-    empty = not os.listdir(blobs)
+    try:
+        blobs = os.path.join(path, BLOBS_NAME) if BLOBS_NAME in os.listdir(path) else path
+        empty = not os.listdir(blobs)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{path}: is not a directory of blobs") from None
     tree = BalancedTree(blobs)
     # The refs first: what they lead to was there before them, also when somebody is writing.
     refs, bad_refs = read_refs(blobs)

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, cast
 
 from mountstore.blobs.digest import SHA256_BYTES, Digest
-from mountstore.errors import MisuseError
+from mountstore.errors import MisuseError, shown
 
 if TYPE_CHECKING:
     from mountstore.control.context import Context
@@ -122,6 +122,12 @@ def parse_digest(text: str) -> tuple[bytes, int | None]:
     return digest.sha256, digest.size_bytes
 
 
+def _without_parents(path: bytes) -> bytes:
+    if b".." in path.split(b"/"):
+        raise MisuseError(f"{shown(path)}: a path must not have '..' in it")
+    return path
+
+
 class Arguments:
     """The values of one call, by `Argument.key`. Asking for one of another kind is a mistake in the command."""
 
@@ -148,18 +154,18 @@ class Arguments:
         return [value for value in self._many(key) if isinstance(value, str)]
 
     def path(self, key: str) -> bytes:
-        """Of a path that is required."""
+        """A path in the mount that is required. Raises: MisuseError if it has `..` in it, as the others."""
         value = self._values[key]
         assert isinstance(value, bytes)
-        return value
+        return _without_parents(value)
 
     def path_or_none(self, key: str) -> bytes | None:
         value = self._values[key]
         assert value is None or isinstance(value, bytes)
-        return value
+        return None if value is None else _without_parents(value)
 
     def paths(self, key: str) -> list[bytes]:
-        return [value for value in self._many(key) if isinstance(value, bytes)]
+        return [_without_parents(value) for value in self._many(key) if isinstance(value, bytes)]
 
     def integer(self, key: str, default: int = 0) -> int:
         value = self._values[key]

@@ -57,8 +57,8 @@ def _row(info: SnapshotInfo) -> dict[str, object]:
 async def _delete(context: Context, arguments: Arguments) -> Answer:
     snapshots = Snapshots(context.store)
     names = arguments.texts("name")
+    await snapshots.delete(*names)
     for name in names:
-        await snapshots.delete(name)
         await context.services.forget_snapshot(name)
     return {"deleted": names}
 

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 import pyfuse3
 
 from mountstore import errors
+from mountstore.namespace.connection import damage_told_by
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def errno_of(exc: BaseException, operation: str) -> int:
     """
     while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
+    exc = damage_told_by(exc) or exc
     number = _ERRNOS.get(type(exc))  # type: ignore[arg-type]  # any exception may be looked up
     if number is not None:
         if isinstance(exc, _DAMAGE):

@@ -64,6 +64,17 @@ def translated(path: str, exc: sqlite3.Error) -> Exception:
     return CorruptError(f"{path}: {exc}")
 
 
+_DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
+
+
+def damage_told_by(exc: BaseException) -> CorruptError | None:
+    """What SQLite says of a catalog that was sound when it was opened: that it is damaged, or the disk does not
+    give it. None if that is not what `exc` is about."""
+    if not isinstance(exc, sqlite3.Error) or getattr(exc, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+        return None
+    return CorruptError(f"the catalog cannot be read: {exc}; unmount, and see what fsck.cas says")
+
+
 @contextmanager
 def reading_catalog(path: str) -> Iterator[None]:
     """The context of using a catalog of which nobody knows yet whether it can be read.

@@ -113,7 +113,10 @@ def parse_words(text: str, above: Policy, store: Policy) -> Policy:
         elif not equals or key not in _PARSE:
             raise MisuseError(f"{word!r} is not understood in a policy of versions")
         else:
-            policy = msgspec.structs.replace(policy, **{key: _PARSE[key](value)})
+            try:
+                policy = msgspec.structs.replace(policy, **{key: _PARSE[key](value)})
+            except MisuseError as exc:
+                raise MisuseError(f"{key}: {exc}") from None
     return policy
 
 

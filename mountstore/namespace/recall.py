@@ -14,6 +14,7 @@ Everything runs on the owner's thread. Dropping versions is garbage collection's
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from mountstore.blobs.chunking import ChunkingParameters
@@ -27,6 +28,7 @@ from mountstore.errors import (
     ExistsError,
     FoundDirectoryError,
     MisuseError,
+    StaleError,
     WantsDirectoryError,
     shown,
 )
@@ -166,6 +168,7 @@ class Recall:
                 return line.inode
         version = self._get(line, number)
         parent, name = (line.parent, line.name) if to is None else self._place_of(to)
+        self._require_directory(parent, path)
         with self._contents.adding():
             content, allocated = await self.content_of(version)
             replaced = self._namespace.find(parent, name)
@@ -222,6 +225,15 @@ class Recall:
             return await self._contents.in_thread(_allocated_of, reader)
         finally:
             reader.close()
+
+    def _require_directory(self, parent: int, path: bytes) -> None:
+        with suppress(StaleError):
+            if self._inodes.get(parent).nlink:
+                return
+        raise AbsentError(
+            f"{shown(path)}: its directory was removed: bring that back first (restore DIRECTORY@TIME), or restore"
+            " to another path (--to)"
+        )
 
     def place(self, parent: int, name: bytes, version: Version, content: Content, allocated: int) -> Inode:
         """Give a name what a version had, by a new inode; `content` and `allocated` as of `content_of`."""

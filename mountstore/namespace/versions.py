@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mountstore.blobs.clock import now_ns
+from mountstore.blobs.clock import end_ns, now_ns
 from mountstore.blobs.content import EMPTY, Content
 from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
@@ -154,7 +154,7 @@ class Versions:
             uid=inode.uid,
             gid=inode.gid,
             mtime_ns=change.mtime_ns,
-            until_ns=now_ns(),
+            until_ns=end_ns(change.mtime_ns, now_ns()),
             # Only what has ended is sure to begin with the same bytes: its writer might still change them.
             prefix=change.ended and change.lowest >= origin.size_bytes,
         )
@@ -216,7 +216,7 @@ class Versions:
             uid=inode.uid,
             gid=inode.gid,
             mtime_ns=inode.mtime_ns,
-            until_ns=now,
+            until_ns=end_ns(inode.mtime_ns, now),
             fleeting=fleeting,
         )
 

@@ -1,19 +1,17 @@
-"""The clock of files' times."""
+"""The clock of files, beside times that the kernel took with more precision."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from mountstore.blobs.clock import end_ns, now_ns
 
-from mountstore.blobs.clock import now_ns
+MS = 1_000_000
 
 
-def test_no_file_is_older_than_the_time_before_it_was_made(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    for number in range(2000):
-        before_ns = now_ns()
-        path.write_bytes(b"%d" % number)
-        assert os.stat(path).st_ctime_ns >= before_ns
-        before_ns = now_ns()
-        os.rename(path, tmp_path / "renamed")
-        assert os.stat(tmp_path / "renamed").st_ctime_ns >= before_ns
+def test_what_ends_ends_after_it_began() -> None:
+    now = now_ns()
+    assert end_ns(now - 1, now) == now
+    assert end_ns(now, now) == now + 1
+    # The kernel may be ahead by a tick.
+    assert end_ns(now + 6 * MS, now) == now + 6 * MS + 1
+    # This was set to the future by somebody.
+    assert end_ns(now + 60_000 * MS, now) == now

@@ -223,6 +223,8 @@ def test_a_missing_piece_makes_a_snapshot_incomplete(lost: Lost, of_manifest: bo
     lost.blob(piece).unlink()
     with pytest.raises(StoreError, match=r"no snapshot is complete; the newest, second, lacks .* --partial"):
         rebuild_store(str(lost.path))
+    with pytest.raises(StoreError, match=r"snapshot first is not complete; it lacks .* another one may be"):
+        rebuild_store(str(lost.path), snapshot="first")
     assert sorted(os.listdir(lost.path)) == ["blobs", "lock"]
 
 

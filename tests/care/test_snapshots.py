@@ -144,8 +144,11 @@ async def test_each_of_many_snapshots_shows_what_there_was(tmp_path: Path, seed:
                 name = f"s{next(numbers)}"
                 await taker.take(name)
                 expected[name] = of_store(w.store)
-            for name in list(expected)[::7]:
-                await taker.delete(name)
+            deleted = list(expected)[::7]
+            with pytest.raises(AbsentError, match="there is no snapshot nope; none was deleted"):
+                await taker.delete(*deleted, "nope")
+            await taker.delete(*deleted)
+            for name in deleted:
                 del expected[name]
             w.keep(KEEP_NONE)
             await w.collect(NO_GRACE)

@@ -123,6 +123,18 @@ def test_a_read_only_mount_takes_no_commands(make_mount: MountMaker) -> None:
     assert ended.returncode == 1 and "mounted read-only" in ended.stderr
 
 
+def test_a_mount_of_one_snapshot_takes_no_commands_at_all(make_mount: MountMaker) -> None:
+    mount = make_mount()
+    done("snapshot", "one", cwd=mount.path)
+    mount.unmount()
+    mount.options = ("ro", "snapshot=one")
+    mount.start()
+    for command in ("status", "df"):
+        ended = casctl(command, cwd=mount.path)
+        assert ended.returncode == 3 and "it shows one snapshot" in ended.stderr
+    mount.unmount()
+
+
 def test_a_control_directory_of_another_name(make_mount: MountMaker) -> None:
     mount = make_mount("control=steer")
     ended = casctl("status", cwd=mount.path)

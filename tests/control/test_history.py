@@ -180,7 +180,8 @@ async def test_policy(desk: Desk, work: Work) -> None:
     assert await refused(desk, "policy d nonsense") == "MisuseError"
     assert await refused(desk, "policy d on --clear") == "MisuseError"
     assert await refused(desk, "policy f") == "WantsDirectoryError"
-    assert await refused(desk, "policy ../d") == "MisuseError"
+    for line in ("policy ../d", "info d/../f", "versions ../f", "restore f@1 --to d/../g"):
+        assert await refused(desk, line) == "MisuseError", line
 
 
 async def test_scrub_finds_what_is_damaged(desk: Desk, work: Work, caplog: pytest.LogCaptureFixture) -> None:

@@ -126,8 +126,9 @@ async def test_undelete(tmp_path: Path) -> None:
         assert await versions(p, b"d/g") == [b"inside"]
         with pytest.raises(FoundDirectoryError):
             await p.store.recall.undelete(b"d")
-        with pytest.raises(AbsentError):
+        with pytest.raises(AbsentError, match=r"its directory was removed: .*--to"):
             await p.store.recall.undelete(b"d/g")
+        assert (await p.store.recall.restore(b"d/g@1", to=b"g")).size == 6
 
 
 async def test_diff_says_where_versions_part(tmp_path: Path) -> None:

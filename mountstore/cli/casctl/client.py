@@ -43,10 +43,22 @@ def _nobody(answer: Answer, line: str) -> None:
 def read_report(mount: Mount, command: str) -> Answer:
     """The result of one of the `READABLE` commands, from a mount to whose control file nothing can be written.
 
-    Raises: OSError
+    Raises: OSError; Failure if it has no control directory.
     """
-    with open(os.path.join(_directory(mount), command), "rb") as file:
-        return {"type": "result", **json.load(file)}
+    try:
+        with open(os.path.join(_directory(mount), command), "rb") as file:
+            return {"type": "result", **json.load(file)}
+    except FileNotFoundError:
+        raise _without(mount) from None
+
+
+def _without(mount: Mount) -> Failure:
+    name = os.path.basename(_directory(mount))
+    return Failure(
+        Exit.NO_MOUNT,
+        f"{printable(mount.mountpoint)}: has no directory {printable(name)}: it shows one snapshot, or was mounted"
+        f" with nocontrol, by an older release, or with control=NAME (then say {CONTROL_VARIABLE}=NAME)",
+    )
 
 
 def _directory(mount: Mount) -> str:
@@ -147,11 +159,7 @@ class Control:
                 Exit.DENIED, f"{printable(self._path)}: only {self._owner()} may control this mount"
             )
         if isinstance(exc, FileNotFoundError):
-            return Failure(
-                Exit.NO_MOUNT,
-                f"{mountpoint}: has no control file {printable(self._path)}: it was mounted with nocontrol, by an"
-                f" older release, or with control=NAME (then say {CONTROL_VARIABLE}=NAME)",
-            )
+            return _without(self.mount)
         if self.mount.read_only:
             return Failure(
                 Exit.FAILED,
