@@ -152,7 +152,8 @@ def _unmount_as_root(mountpoint: str, flags: int) -> None:
         raise BusyError(f"{mountpoint} is in use")
     if number in (errno.EPERM, errno.EACCES):
         raise NotPermittedError(reason)
-    if number in (errno.EINVAL, errno.ENOENT):
+    # The kernel says EINVAL of a mount, too, that came from a more privileged namespace and stays there.
+    if number in (errno.EINVAL, errno.ENOENT) and mount_at(mountpoint) is None:
         raise AbsentError(f"{mountpoint} is not mounted")
     raise MountError(reason)
 
@@ -172,5 +173,9 @@ def _unmount_by_fusermount(mountpoint: str, *, lazy: bool) -> None:
     if said.endswith("Device or resource busy"):
         raise BusyError(f"{mountpoint} is in use")
     if "not found in" in said:
-        raise AbsentError(f"{mountpoint} is not mounted by you")
+        # Of the mounts there are, it looks only at those of the caller.
+        mount = mount_at(mountpoint)
+        if mount is not None and mount.ours:
+            raise NotPermittedError(f"{mountpoint}: only root, or the user who mounted it, may unmount it")
+        raise AbsentError(f"{mountpoint} is not mounted")
     raise MountError(said or f"fusermount3 ended with code {done.returncode}")

@@ -16,6 +16,8 @@ from mountstore.fuse.mounts import mount_at
 
 pytestmark = pytest.mark.mount
 
+NOBODY = 65534
+
 
 def wait_until_detached(mountpoint: Path) -> None:
     """The kernel tells of every change of the mount table with POLLPRI, see proc(5)."""
@@ -139,6 +141,21 @@ def test_a_bind_mount_goes_without_waiting_for_the_daemon(
     assert not has_ended(daemon)
     assert programs.umount(mountpoint).returncode == 0
     assert has_ended(daemon)
+
+
+@pytest.mark.parametrize("option", [(), ("-l",)], ids=["wait", "lazy"])
+@pytest.mark.parametrize("by_store", [False, True], ids=["mountpoint", "store"])
+def test_who_may_not_unmount_is_told_who_may(
+    programs: Programs, open_tmp_path: Path, store: Path, mountpoint: Path, option: tuple[str, ...], by_store: bool
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    done = programs.umount(*option, store if by_store else mountpoint, uid=NOBODY)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"umount.cas: {mountpoint}: only root, or the user who mounted it, may unmount it\n",
+    )
+    assert mount_at(str(mountpoint)) is not None
+    assert not has_ended(daemon)
 
 
 def test_the_store_names_the_mount_too(programs: Programs, store: Path, mountpoint: Path) -> None:
