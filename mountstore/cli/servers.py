@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 
@@ -50,6 +51,23 @@ def find_server(mount: Mount) -> Server | None:
 def ended_safely(mount: Mount, server: Server) -> bool:
     """Whether a server that has ended put everything on disk: then it is not named in the lock file any more."""
     return _holder(_lock_of(mount)) != server.pid
+
+
+def was_left_unsafe(mount: Mount) -> bool:
+    """Whether whoever wrote last to the store of `mount` has ended before everything was on disk.
+
+    The lock file goes on to name such a process, though nobody holds the lock. Asking is needed only if no server
+    is in sight: it may be in another container, or hidden from this user. A read-only mount loses nothing.
+    """
+    if mount.read_only or _holder(lock := _lock_of(mount)) is None:
+        return False
+    try:
+        with open(lock, "rb") as file:
+            # Shared: two who ask are not in each other's way.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _lock_of(mount: Mount) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Parser
-from mountstore.cli.servers import ended_safely, find_server, store_of
+from mountstore.cli.servers import ended_safely, find_server, store_of, was_left_unsafe
 from mountstore.errors import AbsentError, BusyError
 from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, read_mounts, unmount
 
@@ -155,17 +155,15 @@ def _run(argv: Sequence[str]) -> int:
     except AbsentError:
         # Somebody else was faster; what is left is to wait.
         pass
+    if server is None and was_left_unsafe(mount):
+        raise _unsafe(mount, got.target)
     if is_gone(mount):
         if server is not None:
             if got.verbose:
                 say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
             _wait_for_end(server.pidfd)
             if not ended_safely(mount, server):
-                raise Failure(
-                    Exit.SYSTEM,
-                    f"{got.target} is unmounted, but its daemon ended before all of {store_of(mount)} was safe on"
-                    " disk; its log says why, and the next mount recovers what is there",
-                )
+                raise _unsafe(mount, got.target)
         elif not dead and not mount.read_only:
             say(PROGRAM, f"{got.target} is unmounted, but its daemon is out of sight and was not waited for")
     elif not got.lazy:
@@ -173,6 +171,14 @@ def _run(argv: Sequence[str]) -> int:
     if got.verbose:
         say(PROGRAM, f"{got.target} is unmounted")
     return Exit.OK
+
+
+def _unsafe(mount: Mount, given: str) -> Failure:
+    return Failure(
+        Exit.SYSTEM,
+        f"{given} is unmounted, but its daemon ended before all of {store_of(mount)} was safe on disk;"
+        " its log says why, and the next mount recovers what is there",
+    )
 
 
 def _wait_for_end(pidfd: int) -> None:

@@ -19,13 +19,17 @@ pytestmark = pytest.mark.mount
 NOBODY = 65534
 
 
-def wait_until_detached(mountpoint: Path) -> None:
+def wait_until_mounted(mountpoint: Path, *, mounted: bool = True) -> None:
     """The kernel tells of every change of the mount table with POLLPRI, see proc(5)."""
     poller = select.poll()
     with open("/proc/self/mounts", "rb") as table:
         poller.register(table, select.POLLPRI)
-        while mount_at(str(mountpoint)) is not None:
+        while (mount_at(str(mountpoint)) is not None) is not mounted:
             assert poller.poll(60_000)
+
+
+def wait_until_detached(mountpoint: Path) -> None:
+    wait_until_mounted(mountpoint, mounted=False)
 
 
 def test_it_returns_only_when_the_daemon_has_ended(programs: Programs, store: Path, mountpoint: Path) -> None:
@@ -164,10 +168,34 @@ def test_the_store_names_the_mount_too(programs: Programs, store: Path, mountpoi
     assert mount_at(str(mountpoint)) is None
 
 
-def test_a_dead_mount_is_cleaned_up(programs: Programs, store: Path, mountpoint: Path) -> None:
+@pytest.mark.parametrize("option", [(), ("-l",), ("-f",)], ids=["plain", "lazy", "forced"])
+def test_a_mount_whose_daemon_was_killed_is_taken_away_and_told_of(
+    programs: Programs, store: Path, mountpoint: Path, option: tuple[str, ...]
+) -> None:
     daemon = programs.mounted(store, mountpoint)
+    (mountpoint / "x").write_text("hello\n")
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
     assert has_ended(daemon, within_s=60)
+    done = programs.umount(*option, mountpoint)
+    assert done.returncode == 2 and f"{mountpoint} {UNSAFE} {store} was safe on disk" in done.stderr
+    assert mount_at(str(mountpoint)) is None
+    # What a mount recovered is safe.
+    programs.mounted(store, mountpoint)
+    assert programs.umount(mountpoint).returncode == 0
+
+
+def test_a_dead_mount_that_loses_nothing_is_taken_away_in_silence(
+    programs: Programs, store: Path, mountpoint: Path
+) -> None:
+    # One that writes was killed before: no matter for a mount that only reads.
+    signal.pidfd_send_signal(writer := programs.mounted(store, mountpoint), signal.SIGKILL)
+    assert has_ended(writer, within_s=60)
+    assert programs.umount(mountpoint).returncode == 2
+    with subprocess.Popen(
+        [BIN / "mount.cas", "--foreground", store, mountpoint, "-o", f"ro,log={programs.log}"]
+    ) as reader:
+        wait_until_mounted(mountpoint)
+        reader.kill()
     done = programs.umount(mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert mount_at(str(mountpoint)) is None
