@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Parser
-from mountstore.cli.servers import ended_safely, find_server, store_of, was_left_unsafe
+from mountstore.cli.servers import Server, ended_safely, find_server, store_of, was_left_unsafe
 from mountstore.errors import AbsentError, BusyError
 from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, read_mounts, unmount
 
@@ -25,9 +25,13 @@ PROGRAM = "umount.cas"
 
 USAGE = "umount.cas [-flnrv] MOUNTPOINT | STORE"
 
-EPILOG = """\
+FORCED_WAIT_S = 10
+"""With -f, a daemon that has not ended after this time is taken to hang."""
+
+EPILOG = f"""\
 Returns when the daemon has put everything on disk and ended. A lazy unmount (-l) of a mount in use
-returns at once, and the daemon goes on until the last user is done.
+returns at once, and the daemon goes on until the last user is done. A forced one (-f) takes the mount
+from everybody, and waits {FORCED_WAIT_S} s at most for a daemon that may hang.
 
 exit codes: 0 unmounted; 1 usage or permission; 2 system error, or unmounted but not all is safe on disk;
 4 a bug in umount.cas; 8 interrupted; 32 not unmounted
@@ -157,20 +161,38 @@ def _run(argv: Sequence[str]) -> int:
         pass
     if server is None and was_left_unsafe(mount):
         raise _unsafe(mount, got.target)
-    if is_gone(mount):
-        if server is not None:
-            if got.verbose:
-                say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk")
-            _wait_for_end(server.pidfd)
-            if not ended_safely(mount, server):
-                raise _unsafe(mount, got.target)
-        elif not dead and not mount.read_only:
+    # Where the connection was aborted the daemon ends, whoever still has the mount somewhere.
+    ending = got.force or is_gone(mount)
+    if ending and server is not None:
+        _wait_for_safety(mount, server, got.target, forced=got.force, verbose=got.verbose)
+    elif ending:
+        if not dead and not mount.read_only:
             say(PROGRAM, f"{got.target} is unmounted, but its daemon is out of sight and was not waited for")
     elif not got.lazy:
         say(PROGRAM, f"{store_of(mount)} is still mounted elsewhere (a bind mount, a container): it goes on")
     if got.verbose:
         say(PROGRAM, f"{got.target} is unmounted")
     return Exit.OK
+
+
+def _wait_for_safety(mount: Mount, server: Server, given: str, *, forced: bool, verbose: bool) -> None:
+    """Wait until the daemon of a mount that is gone has put everything on disk and ended.
+
+    Raises:
+      Failure: It ended before that; or, if `forced`, it has not ended within `FORCED_WAIT_S`.
+    """
+    if verbose:
+        limit = f", but no longer than {FORCED_WAIT_S} s" if forced else ""
+        say(PROGRAM, f"waiting until {store_of(mount)} is safe on disk{limit}")
+    if not _has_ended(server.pidfd, within_s=FORCED_WAIT_S if forced else None):
+        raise Failure(
+            Exit.SYSTEM,
+            f"{given} is unmounted, but its daemon (pid {server.pid}) has not ended within {FORCED_WAIT_S} s and"
+            f" holds {store_of(mount)}: if it is at work, wait until it ends; if it hangs, end it with"
+            f" kill -KILL {server.pid}, and the next mount recovers what is there",
+        )
+    if not ended_safely(mount, server):
+        raise _unsafe(mount, given)
 
 
 def _unsafe(mount: Mount, given: str) -> Failure:
@@ -181,11 +203,11 @@ def _unsafe(mount: Mount, given: str) -> Failure:
     )
 
 
-def _wait_for_end(pidfd: int) -> None:
-    """Wait until the process behind a pidfd has ended."""
+def _has_ended(pidfd: int, *, within_s: float | None) -> bool:
+    """Whether the process behind a pidfd ends within some time; None: wait as long as it takes."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    poller.poll()
+    return bool(poller.poll(None if within_s is None else within_s * 1000))
 
 
 def _busy_message(mountpoint: str, given: str) -> str:

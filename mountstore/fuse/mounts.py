@@ -123,11 +123,11 @@ def unmount(mountpoint: str, *, force: bool = False, lazy: bool = False) -> None
 
     Args:
       mountpoint: As in the mount table; symbolic links are not followed.
-      force: Abort the connection, so that programs waiting for the daemon get an error.
+      force: Abort the connection, so that programs waiting for the daemon get an error, then detach.
       lazy: Detach now, let go of it when the last user is done.
 
     Raises:
-      BusyError: Somebody uses it; nothing was changed.
+      BusyError: Somebody uses it; nothing was changed. Not with `force` or `lazy`.
       NotPermittedError: The caller may not unmount it.
       AbsentError: Nothing is mounted there.
       MountError: Anything else the kernel or fusermount3 said.
@@ -135,7 +135,8 @@ def unmount(mountpoint: str, *, force: bool = False, lazy: bool = False) -> None
     Thread: any; blocks until the kernel has written back.
     """
     if os.geteuid() == 0:
-        _unmount_as_root(mountpoint, (_MNT_FORCE if force else 0) | (_MNT_DETACH if lazy else 0))
+        # Once the connection is aborted, who still uses the mount gets nothing but errors, and lets go at leisure.
+        _unmount_as_root(mountpoint, _MNT_FORCE | _MNT_DETACH if force else _MNT_DETACH if lazy else 0)
     else:
         if force:
             raise MisuseError("only root can force an unmount; -l (lazy) works for everybody")

@@ -133,6 +133,42 @@ def test_a_forced_unmount_frees_who_waits_for_a_daemon_that_hangs(
     assert lock_is_free(store)
 
 
+def test_a_forced_unmount_does_not_wait_for_ever_for_a_daemon_that_hangs(
+    programs: Programs, store: Path, mountpoint: Path
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    pid = (store / "lock").read_text().split()[0]
+    signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(["ls", mountpoint / "not-cached"], stderr=subprocess.DEVNULL):
+            done = programs.umount("-f", "-v", mountpoint)
+        assert mount_at(str(mountpoint)) is None
+        assert not lock_is_free(store)
+    finally:
+        signal.pidfd_send_signal(daemon, signal.SIGCONT)
+    assert done.returncode == 2
+    waiting, left = done.stderr.splitlines()
+    assert waiting == f"umount.cas: waiting until {store} is safe on disk, but no longer than 10 s"
+    assert f"its daemon (pid {pid}) has not ended within 10 s and holds {store}" in left
+    assert f"kill -KILL {pid}" in left
+    assert has_ended(daemon, within_s=60)
+    assert lock_is_free(store)
+
+
+def test_a_forced_unmount_takes_the_mount_from_who_uses_it(
+    programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    daemon = programs.mounted(store, mountpoint)
+    (tmp_path / "bound").mkdir()
+    subprocess.run(["mount", "--bind", mountpoint, tmp_path / "bound"], check=True)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=mountpoint) as process:
+        done = programs.umount("-f", mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert process.poll() is None
+        assert mount_at(str(mountpoint)) is None
+        assert has_ended(daemon)
+
+
 def test_a_bind_mount_goes_without_waiting_for_the_daemon(
     programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
