@@ -41,6 +41,9 @@ def serve_detached(serve: Serve) -> tuple[Exit, str]:
       exception that ended it. When interrupted (SIGINT, SIGTERM), the child is ended first, and the code is
       INTERRUPTED.
 
+    The caller sees to it that the standard streams are open (`open_standard_streams`): the child puts others in
+    their place, and the pipe between the two must not be among them.
+
     Thread: the only one of the process.
     """
     reader, writer = os.pipe()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 
+from mountstore.cli.streams import open_standard_streams
 from mountstore.errors import MisuseError, MountstoreError, NotPermittedError
 
 
@@ -95,6 +96,7 @@ def run_guarded(program: str, body: Callable[[], int]) -> int:
 
     Only what is unforeseen shows a traceback, since only then somebody has to read code.
     """
+    open_standard_streams()
     try:
         return body()
     except (Exception, KeyboardInterrupt) as exc:

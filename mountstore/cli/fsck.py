@@ -11,6 +11,7 @@ from mountstore.cli.exits import Exit, Failure, cause_of, message_of, printable,
 from mountstore.cli.fsck_dialogue import PROGRAM, Code, ask, listed, progress_lines
 from mountstore.cli.options import Parser
 from mountstore.cli.sizes import size
+from mountstore.cli.streams import open_standard_streams
 from mountstore.errors import MountstoreError
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ def _duration(seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
+    open_standard_streams()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except (Exception, KeyboardInterrupt) as exc:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from mountstore.cli.exits import message_of, say
+from mountstore.cli.streams import open_standard_streams
 from mountstore.errors import MisuseError, MountstoreError, NotPermittedError
 
 PROGRAM = "casctl"
@@ -86,6 +87,7 @@ _CODES = {"EINVAL": Exit.USAGE, "EPERM": Exit.DENIED, "EACCES": Exit.DENIED}
 
 def run_guarded(body: Callable[[], int]) -> int:
     """Run the program's body; an exception becomes one line on stderr and its exit code."""
+    open_standard_streams()
     try:
         return body()
     except BrokenPipeError:

@@ -57,6 +57,8 @@ _HELP = OwnCommand(
 
 
 def _run(argv: Sequence[str]) -> int:
+    # File names are bytes: what cannot be shown is escaped, not refused.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # it is a TextIOWrapper
     settings = Settings()
     commands = all_commands()
     words = take_settings(argv, settings, commands)
@@ -108,6 +110,4 @@ def _show(command: Command, settings: Settings, got: argparse.Namespace, result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
-    # File names are bytes: what cannot be shown is escaped, not refused.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # it is a TextIOWrapper
     return run_guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
