@@ -28,8 +28,8 @@ What is found is kept in STORE/fsck.json: a repair after a --full check does not
 Nothing that holds data is deleted: damaged blobs go to STORE/bad, files without a name to /lost+found.
 --rebuild takes the newest snapshot of which all blobs are there; an old catalog is moved to STORE/bad.
 
-exit codes (a sum): 0 no errors; 1 errors were repaired; 4 errors are left; 8 the check could not be made;
-16 wrong usage; 32 interrupted
+exit codes (a sum): 0 no errors; 1 errors were repaired; 4 errors are left; 8 the check, or the
+catalog, could not be made; 16 wrong usage; 32 interrupted
 """
 
 

@@ -18,6 +18,8 @@ from mountstore.store.layout import CATALOG_NAME
 def run(got: Namespace) -> int:
     """Do what the arguments of fsck.cas with --rebuild ask for; returns its exit code.
 
+    Whoever was to be asked and did not say yes gets the code of any other failure: no catalog was made.
+
     Raises:
       Failure: The arguments contradict each other.
       MountstoreError, OSError: Nothing could be made; the store is as it was.
@@ -36,12 +38,12 @@ def run(got: Namespace) -> int:
             return Code.OK if survey.best is not None else Code.ERRORS_LEFT
         if survey.best is None and not got.partial:
             say(PROGRAM, "no snapshot is complete; with --partial what is there is recovered")
-            return Code.ERRORS_LEFT
+            return Code.FAILED
         if not sys.stdin.isatty():
             say(PROGRAM, "nothing was changed: there is a catalog, and no terminal to ask at; give -n or -y")
-            return Code.ERRORS_LEFT
+            return Code.FAILED
         if not ask("Replace the catalog (the old one is kept in bad/)?"):
-            return Code.ERRORS_LEFT
+            return Code.FAILED
     rebuilt = rebuild_store(got.store, partial=got.partial, **choice)
     _show_rebuilt(got.store, rebuilt, verbose=got.verbose)
     return Code.REPAIRED if rebuilt.taken.complete else Code.REPAIRED | Code.ERRORS_LEFT

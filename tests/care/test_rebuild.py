@@ -481,7 +481,7 @@ def test_a_damaged_catalog_is_kept_aside(source: Lost, tmp_path: Path, capsys: C
         Store.open(str(path))
     prepare_store(str(path), dir_limit=None, read_only=False)
     assert (path / "catalog.db").read_bytes() == damaged, "a mount replaces nothing"
-    assert fsck(["--rebuild", str(path)]) == 4
+    assert fsck(["--rebuild", str(path)]) == 8
     assert "no terminal to ask at" in capsys.readouterr().err
     assert fsck(["--rebuild", "-n", str(path)]) == 0
     assert fsck(["--rebuild", "-y", str(path)]) == 1
@@ -605,7 +605,7 @@ def test_a_read_only_mount_makes_nothing(lost: Lost) -> None:
     assert os.listdir(lost.path) == ["blobs"]
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y", 1), ("n", 4), ("", 4)])
+@pytest.mark.parametrize(("answer", "code"), [("y", 1), ("n", 8), ("", 8)])
 def test_it_asks_before_a_catalog_is_replaced(
     source: Lost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
@@ -615,7 +615,7 @@ def test_it_asks_before_a_catalog_is_replaced(
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(builtins, "input", lambda prompt: answer)
     assert fsck(["--rebuild", str(path)]) == code
-    assert ((path / "catalog.db").stat().st_ino == before) == (code == 4)
+    assert ((path / "catalog.db").stat().st_ino == before) == (code == 8)
 
 
 def test_control_c_leaves_the_store_as_it_was(
@@ -654,6 +654,8 @@ def test_fsck_without_a_catalog(lost: Lost, capsys: Capture) -> None:
     assert "--partial" in capsys.readouterr().err
     assert fsck(["--rebuild", "--partial", "-v", str(lost.path)]) == 5
     assert "content of inode" in capsys.readouterr().out
+    assert fsck(["--rebuild", str(lost.path)]) == 8
+    assert "no snapshot is complete" in capsys.readouterr().err
     assert fsck(["--rebuild", "-p", str(lost.path)]) == 16
     assert fsck(["--partial", str(lost.path)]) == 16
 
