@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -64,11 +65,21 @@ def message_of(exc: BaseException) -> str:
             return str(exc)
         case KeyboardInterrupt():
             return "interrupted"
+        case FileNotFoundError(filename=None) if not _has_current_directory():
+            return "the current directory does not exist any more"
         case OSError(strerror=str(reason)):
             names = [name for name in (exc.filename, exc.filename2) if name is not None]
             return f"{' -> '.join(map(printable, names))}: {reason}" if names else reason
         case _:
             return f"unforeseen {type(exc).__name__}: {exc}"
+
+
+def _has_current_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def printable(path: object) -> str:

@@ -108,6 +108,8 @@ def _server(
             if os.path.isabs(log):
                 os.makedirs(os.path.dirname(log), exist_ok=True)
             log_to(log)
+        except FileExistsError as exc:
+            raise Failure(Exit.SYSTEM, f"cannot log to {log}: {exc.filename} is not a directory") from exc
         except OSError as exc:
             raise Failure(Exit.SYSTEM, f"cannot log to {log}: {exc.strerror}") from exc
         raise_descriptor_limit()

@@ -199,7 +199,7 @@ def parse_options(texts: Sequence[str], *, sloppy: bool = False) -> Choices:
 def _parse_value(name: str, value: str) -> tuple[str, object]:
     match name:
         case "commit":
-            return "commit_s", _number(name, value, 0.1, 3600.0, "seconds")
+            return "commit_s", _number(name, value, 0.1, 3600, "seconds")
         case "busy_poll":
             return "busy_poll_us", int(_number(name, value, 0, 100_000, "microseconds", whole=True))
         case "dir_limit":
@@ -228,7 +228,7 @@ def _number(name: str, value: str, low: float, high: float, unit: str, *, whole:
         number = -1  # outside every range
     if not low <= number <= high:
         kind = "a whole number" if whole else "a number"
-        raise Failure(Exit.USAGE, f"{name}={value}: must be {kind} of {unit} from {low:g} to {high:g}")
+        raise Failure(Exit.USAGE, f"{name}={value}: must be {kind} of {unit} from {low} to {high}")
     return number
 
 

@@ -192,6 +192,9 @@ def test_a_log_that_cannot_be(programs: Programs, store: Path, mountpoint: Path,
     refused(programs.mount(store, mountpoint, "-o", "log=stderr"), 1, "foreground")
     (tmp_path / "directory").mkdir()
     refused(programs.mount(store, mountpoint, "-o", f"log={tmp_path}/directory"), 2, "cannot log")
+    (tmp_path / "file").touch()
+    done = programs.mount(store, mountpoint, "-o", f"log={tmp_path}/file/log")
+    refused(done, 2, f"cannot log to {tmp_path}/file/log: {tmp_path}/file is not a directory")
 
 
 def test_wrong_options(programs: Programs, store: Path, mountpoint: Path) -> None:
