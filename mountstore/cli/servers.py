@@ -6,7 +6,7 @@ import fcntl
 import os
 from dataclasses import dataclass
 
-from mountstore.fuse.mounts import Mount
+from mountstore.fuse.mounts import Mount, read_mounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def find_server(mount: Mount) -> Server | None:
     from a process that has the same number on another machine, in another container, or after a crash.
     A read-only mount holds no lock and has nothing to write.
     """
-    if mount.read_only:
+    if mount.read_only or _was_succeeded(mount):
         return None
     lock = _lock_of(mount)
     pid = _holder(lock)
@@ -46,6 +46,14 @@ def find_server(mount: Mount) -> Server | None:
     if pidfd is not None:
         os.close(pidfd)
     return None
+
+
+def _was_succeeded(mount: Mount) -> bool:
+    """Whether the store was mounted for writing again since: then the daemon of `mount` is gone."""
+    writing = (m.device for m in read_mounts() if m.ours and not m.read_only and store_of(m) == store_of(mount))
+    # Each but once, since a bind mount is younger than what it shows.
+    latest = [*dict.fromkeys(writing)][-1:]
+    return latest not in ([], [mount.device])
 
 
 def ended_safely(mount: Mount, server: Server) -> bool:

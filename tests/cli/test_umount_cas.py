@@ -237,6 +237,22 @@ def test_a_dead_mount_that_loses_nothing_is_taken_away_in_silence(
     assert mount_at(str(mountpoint)) is None
 
 
+def test_a_dead_mount_of_a_store_that_was_mounted_elsewhere_does_not_wait_for_that(
+    programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    killed = programs.mounted(store, mountpoint)
+    signal.pidfd_send_signal(killed, signal.SIGKILL)
+    assert has_ended(killed, within_s=60)
+    (tmp_path / "other").mkdir()
+    daemon = programs.mounted(store, tmp_path / "other")
+    try:
+        subprocess.run([BIN / "umount.cas", mountpoint], check=True, timeout=30)
+    finally:
+        assert programs.umount(tmp_path / "other").returncode == 0
+    assert has_ended(daemon)
+    assert mount_at(str(mountpoint)) is None
+
+
 def test_a_read_only_mount_beside_a_writer_does_not_wait_for_the_writer(
     programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
 ) -> None:
