@@ -5,8 +5,12 @@
    and then every blob is asked for (`BalancedTree.want`). A collection that began before that keeps the blob, or
    has moved it to the trash already, from where it is brought back; one that begins later reads the list.
 3. A pinned blob need not be there (yet).
+4. A write that ends a line at the end of a list is answered when it is saved: nobody waits for what becomes of a
+   file after close(2). Saved by fsync, and by the last to close, is what is written amid a list, or not ended, and
+   of a long list all but the first write of who opened it: every save writes all of the list.
 
-`PinList` is a list that somebody has open; all who have the same one open share it, and the last to close saves.
+`PinList` is a list that somebody has open; all who have the same one open share it. Whatever changes what is in
+`STORE/pins/`, or who has it open, does so in its turn (`Pins._turn`).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Final, NamedTuple
 
 import trio
@@ -42,7 +47,12 @@ log = logging.getLogger(__name__)
 LIST_MAX_BYTES: Final = 128 << 20
 """Some 1.5 million blobs. Split a longer list."""
 
+_LONG_BYTES: Final = 256 << 10
+"""Lists beyond are long: some 3,500 blobs."""
+
 _NAME_MAX: Final = 255
+
+_serials = count()
 
 
 class Saved(NamedTuple):
@@ -57,12 +67,17 @@ class Saved(NamedTuple):
 
 
 class Pins:
-    """The lists of one store; belongs to the thread that owns it, and blocks in workers."""
+    """The lists of one store; belongs to the thread that owns it, and blocks in workers.
+
+    Attributes:
+      dropped: How often a list that was closed stayed as it was, whatever had been written.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._open: dict[bytes, PinList] = {}
-        self._saving = trio.Lock()
+        self._turn = trio.Lock()
+        self.dropped = 0
 
     def _path(self, name: bytes) -> bytes:
         if not name or b"/" in name or name in (b".", b".."):
@@ -110,55 +125,98 @@ class Pins:
         except FileExistsError:
             raise ExistsError(os.fsdecode(name)) from None
 
-    def open(self, name: bytes) -> PinList:
+    async def open(self, name: bytes) -> PinList:
         """Open a list that is there for writing; to be released. Raises: AbsentError."""
         self._store.namespace.require_writable()
-        opened = self._open.get(name)
-        if opened is None:
-            opened = self._open[name] = PinList(self, name, self.read(name))
-        opened.users += 1
+        async with self._turn:
+            opened = self._open.get(name)
+            if opened is None:
+                opened = self._open[name] = PinList(name, self.read(name))
+            opened.users += 1
         return opened
+
+    async def write(self, opened: PinList, offset: int | None, data: bytes, *, first: bool) -> None:
+        """Write to an open list, at its end without an `offset`; rule 4.
+
+        Args:
+          first: It is the first write of who opened it.
+
+        Raises:
+          MisuseError, TooLargeError, AbsentError: As `PinList.write`.
+          MisuseError, CorruptError, OSError: As `keep`; what was written is tried again by whoever saves next.
+        """
+        ended = opened.write(len(opened.data) if offset is None else offset, data)
+        if ended and (first or len(opened.data) <= _LONG_BYTES):
+            await self._keep_lines(opened)
+
+    async def truncate(self, opened: PinList, size_bytes: int) -> None:
+        """Give an open list another size; what then ends in a line is saved. Raises: As `write`."""
+        opened.truncate(size_bytes)
+        # Whoever empties a list is about to write it: until then what it was holds.
+        if opened.data.endswith(b"\n"):
+            await self._keep_lines(opened)
+
+    async def _keep_lines(self, opened: PinList) -> None:
+        async with self._turn:
+            await self._keep(opened, opened.data.rfind(b"\n") + 1)
 
     async def release(self, opened: PinList) -> None:
         """Close a list; the last one saves it.
 
-        Raises: As `save`; the list in the store is then as it was.
+        Raises: As `keep`; the list in the store is then as it was.
         """
-        opened.users -= 1
-        if opened.users:
-            return
-        try:
-            await self.keep(opened)
-        finally:
-            # Somebody may have opened it meanwhile, and goes on with it.
-            if opened.users == 0 and self._open.get(opened.name) is opened:
-                del self._open[opened.name]
+        async with self._turn:
+            opened.users -= 1
+            if opened.users:
+                return
+            try:
+                await self._keep(opened, len(opened.data))
+            except BaseException:
+                self.dropped += 1
+                raise
+            finally:
+                if self._open.get(opened.name) is opened:
+                    del self._open[opened.name]
 
     async def keep(self, opened: PinList) -> None:
-        """Save an open list, if it was changed. Raises: As `save`."""
-        while opened.changed and not opened.removed:
-            # What is written while it is saved is saved after that.
-            serial = opened.serial
-            await self.save(opened.name, bytes(opened.data))
-            if opened.serial == serial:
-                opened.changed = False
-
-    async def save(self, name: bytes, data: bytes) -> Saved:
-        """Replace a list, durably, and see to it that what it pins stays.
+        """Save an open list, if it was changed.
 
         Raises:
           MisuseError: A line is no blob.
           CorruptError, OSError: Nothing was changed, or it is not known whether what is pinned will stay.
         """
+        async with self._turn:
+            await self._keep(opened, len(opened.data))
+
+    async def _keep(self, opened: PinList, size_bytes: int) -> None:
+        """Save so much of an open list, in its turn."""
+        if opened.saved == opened.serial or opened.removed:
+            return
+        serial, size_in_all = opened.serial, len(opened.data)
+        data = bytes(opened.data[:size_bytes])
+        await self._save(opened.name, data, opened.safe_bytes)
+        # Not what was written meanwhile, which is saved by whoever wrote it.
+        if opened.serial == serial:
+            opened.safe_bytes = data.rfind(b"\n") + 1
+            if size_bytes == size_in_all:
+                opened.saved = serial
+
+    async def _save(self, name: bytes, data: bytes, begin: int = 0) -> Saved:
+        """Replace a list, durably, and see to it that what it pins stays; in its turn.
+
+        Args:
+          begin: Of the first line for which that was not seen to when the list was saved before.
+
+        Raises: As `keep`.
+        """
         path = self._path(name)
         self._store.namespace.require_writable()
         where = os.fsdecode(name)
-        async with self._saving:
-            listed = await trio.to_thread.run_sync(_parse, data, where)
-            await trio.to_thread.run_sync(self._replace, path, data)
-            # What was just placed has no row before the next commit.
-            self._store.commits.commit()
-            saved = await self._secure(listed)
+        listed = await trio.to_thread.run_sync(_parse, data, where, begin)
+        await trio.to_thread.run_sync(self._replace, path, data)
+        # What was just placed has no row before the next commit.
+        self._store.commits.commit()
+        saved = await self._secure(listed)
         for digest in saved.missing[:10]:
             log.warning("pins/%s: there is no blob %s", where, digest)
         if len(saved.missing) > 10:
@@ -221,7 +279,7 @@ class Pins:
 
     async def wait_saved(self) -> None:
         """Return when every list that was closed is in place."""
-        async with self._saving:
+        async with self._turn:
             pass
 
     async def missing(self, names: Iterable[str]) -> list[str]:
@@ -251,9 +309,13 @@ class Pins:
             (gone.digest for gone in self._store.trash.walk() if gone.digest.sha256 == line.sha256), None
         )
 
-    def remove(self, name: bytes) -> None:
-        """Remove a list; what it pinned may go at the next collection. Raises: AbsentError."""
+    async def remove(self, name: bytes) -> None:
+        """Remove a list, durably; what it pinned may go at the next collection. Raises: AbsentError."""
         self._store.namespace.require_writable()
+        async with self._turn:
+            await self._remove(name)
+
+    async def _remove(self, name: bytes) -> None:
         try:
             os.unlink(self._path(name))
         except FileNotFoundError:
@@ -261,6 +323,7 @@ class Pins:
         opened = self._open.pop(name, None)
         if opened is not None:
             opened.removed = True
+        await trio.to_thread.run_sync(fsync_path, self._store.pins)
 
     async def rename(self, name: bytes, new_name: bytes, *, noreplace: bool = False) -> None:
         """Rename a list, saved first if it is open.
@@ -269,10 +332,10 @@ class Pins:
         """
         self._store.namespace.require_writable()
         path, new_path = self._path(name), self._path(new_name)
-        opened = self._open.get(name)
-        if opened is not None:
-            await self.keep(opened)
-        async with self._saving:
+        async with self._turn:
+            opened = self._open.get(name)
+            if opened is not None:
+                await self._keep(opened, len(opened.data))
             if noreplace and os.path.lexists(new_path):
                 raise ExistsError(os.fsdecode(new_name))
             try:
@@ -282,8 +345,8 @@ class Pins:
             replaced = self._open.pop(new_name, None) if name != new_name else None
             if replaced is not None:
                 replaced.removed = True
-            opened = self._open.pop(name, None)
             if opened is not None:
+                del self._open[name]
                 opened.name = new_name
                 self._open[new_name] = opened
         await trio.to_thread.run_sync(fsync_path, self._store.pins)
@@ -293,19 +356,20 @@ class Pins:
     async def add(self, name: bytes, digests: Iterable[str]) -> Saved:
         """Add blobs, in any notation of a list, to a list, which is made if need be.
 
-        Raises: BusyError if somebody has it open for writing; as `save`.
+        Raises: BusyError if somebody has it open for writing; as `keep`.
         """
-        self._require_closed(name)
-        try:
-            data = self.read(name)
-        except AbsentError:
-            data = b""
-        known = set(_lines(data))
-        wanted = list(dict.fromkeys(digests))
-        fresh = [line for line in wanted if line.encode() not in known]
-        if data and not data.endswith(b"\n"):
-            data += b"\n"
-        saved = await self.save(name, data + b"".join(line.encode() + b"\n" for line in fresh))
+        async with self._turn:
+            self._require_closed(name)
+            try:
+                data = self.read(name)
+            except AbsentError:
+                data = b""
+            known = set(_lines(data))
+            wanted = list(dict.fromkeys(digests))
+            fresh = [line for line in wanted if line.encode() not in known]
+            if data and not data.endswith(b"\n"):
+                data += b"\n"
+            saved = await self._save(name, data + b"".join(line.encode() + b"\n" for line in fresh))
         return saved._replace(pinned=len(fresh))
 
     async def discard(self, name: bytes, digest: Listed) -> int:
@@ -313,18 +377,20 @@ class Pins:
 
         Raises: AbsentError if there is no such list; BusyError as `add`.
         """
-        self._require_closed(name)
-        kept, gone = [], 0
-        for line in self.read(name).splitlines(keepends=True):
-            listed = _parse_line(line, "")
-            if listed is not None and listed.means(digest):
-                gone += 1
-            else:
-                kept.append(line)
-        if gone and not any(line.strip() for line in kept):
-            self.remove(name)
-        elif gone:
-            await self.save(name, b"".join(kept))
+        async with self._turn:
+            self._require_closed(name)
+            kept, gone = [], 0
+            for line in self.read(name).splitlines(keepends=True):
+                listed = _parse_line(line, "")
+                if listed is not None and listed.means(digest):
+                    gone += 1
+                else:
+                    kept.append(line)
+            if gone and not any(line.strip() for line in kept):
+                self._store.namespace.require_writable()
+                await self._remove(name)
+            elif gone:
+                await self._save(name, b"".join(kept))
         return gone
 
     def _require_closed(self, name: bytes) -> None:
@@ -333,48 +399,60 @@ class Pins:
 
 
 class PinList:
-    """A list that is open for writing."""
+    """A list that is open for writing.
 
-    def __init__(self, pins: Pins, name: bytes, data: bytes) -> None:
-        self._pins = pins
+    Attributes:
+      serial: Of the last change of any list.
+      saved: The serial of what is in the store.
+      safe_bytes: The lines before are in the store as they are here, and what they pin will stay.
+    """
+
+    def __init__(self, name: bytes, data: bytes) -> None:
         self.name = name
         self.data = bytearray(data)
         self.users = 0
-        self.changed = False
         self.removed = False
-        self.serial = 0
+        self.serial = self.saved = next(_serials)
+        # Somebody may have put the list there by hand.
+        self.safe_bytes = 0
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Write, unless that completes a line which is no blob.
+    def write(self, offset: int, data: bytes) -> bool:
+        """Write, unless that completes a line which is no blob. Returns whether it ended the last line.
 
-        Raises: MisuseError, TooLargeError; nothing was written.
+        Raises: MisuseError, TooLargeError, AbsentError; nothing was written.
         """
         end = offset + len(data)
         if end > LIST_MAX_BYTES:
             raise TooLargeError(f"a list of pins has at most {LIST_MAX_BYTES} bytes")
         if self.removed:
             raise AbsentError(f"the list {os.fsdecode(self.name)} was removed")
-        begin = self.data.rfind(b"\n", 0, offset) + 1 if offset <= len(self.data) else offset
-        text = bytes(self.data[begin:offset]) + data
+        begin = self._line_before(offset)
+        text = bytes(self.data[begin:offset]).ljust(offset - begin, b"\0") + data
         whole = text[: text.rfind(b"\n") + 1]
         _parse(whole, os.fsdecode(self.name))
         if offset > len(self.data):
             self.data += bytes(offset - len(self.data))
         self.data[offset:end] = data
-        self._changed()
+        self._changed(begin)
+        return end == len(self.data) and data.endswith(b"\n")
 
     def truncate(self, size_bytes: int) -> None:
         """Cut it, or lengthen it with zeros, which have to be overwritten before it is saved."""
         if size_bytes > LIST_MAX_BYTES:
             raise TooLargeError(f"a list of pins has at most {LIST_MAX_BYTES} bytes")
         if size_bytes != len(self.data):
+            begin = self._line_before(size_bytes)
             del self.data[size_bytes:]
             self.data += bytes(size_bytes - len(self.data))
-            self._changed()
+            self._changed(begin)
 
-    def _changed(self) -> None:
-        self.changed = True
-        self.serial += 1
+    def _line_before(self, offset: int) -> int:
+        """Where the line begins that a position is in."""
+        return self.data.rfind(b"\n", 0, offset) + 1
+
+    def _changed(self, begin: int) -> None:
+        self.serial = next(_serials)
+        self.safe_bytes = min(self.safe_bytes, begin)
 
 
 def _lines(data: bytes) -> Iterator[bytes]:
@@ -382,10 +460,10 @@ def _lines(data: bytes) -> Iterator[bytes]:
         yield line.strip()
 
 
-def _parse(data: bytes, where: str) -> list[Listed]:
-    """The blobs of a list. Raises: MisuseError for a line that is none."""
+def _parse(data: bytes, where: str, begin: int = 0) -> list[Listed]:
+    """The blobs of a list, from the line at `begin` on. Raises: MisuseError for a line that is none."""
     listed = []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(data[begin:].split(b"\n"), data.count(b"\n", 0, begin) + 1):
         blob = _parse_line(line, f"pins/{where}: line {number}")
         if blob is not None:
             listed.append(blob)

@@ -254,18 +254,139 @@ def test_who_looks_at_a_list_sees_what_its_writer_wrote(mount: LiveMount) -> Non
     assert error_of((pins / ("x" * 256)).touch) == "ENAMETOOLONG"
 
 
+def append(path: Path, text: str) -> None:
+    """What `>>` of a shell does; the list is not looked at before or after."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def saved(mount: LiveMount, number: int) -> str:
+    """A line for a blob that is there."""
+    data = b"pinned %d" % number
+    save(mount.path / f"f{number}", data)
+    return Digest.of(data).name + "\n"
+
+
+def test_what_is_written_is_in_place_when_the_write_returns(mount: LiveMount, channel: Channel) -> None:
+    pins, lists = mount.path / ".cas/pins", mount.store / "pins"
+    lines = [saved(mount, number) for number in range(3)]
+    for number, line in enumerate(lines):
+        (pins / f"list-{number}").write_text(line)
+        assert (lists / f"list-{number}").read_text() == line
+        append(pins / "all", line)
+        assert (lists / "all").read_text() == "".join(lines[: number + 1])
+        (mount.path / f"f{number}").unlink()
+        channel.say(f"prune --all /f{number}")
+        channel.say("gc --grace 0")
+        assert line.strip() in mount.blobs()
+    # Who empties a list is about to write it; the last line has not ended yet.
+    fd = os.open(pins / "all", os.O_WRONLY | os.O_TRUNC)
+    assert (lists / "all").read_text() == "".join(lines)
+    os.write(fd, (lines[0] + lines[1][:5]).encode())
+    assert (lists / "all").read_text() == "".join(lines)
+    os.write(fd, lines[1][5:].encode())
+    assert (lists / "all").read_text() == lines[0] + lines[1]
+    # Amid the list, and cut.
+    os.pwrite(fd, lines[2].encode(), 0)
+    assert (lists / "all").read_text() == lines[0] + lines[1]
+    os.ftruncate(fd, len(lines[2]))
+    assert (lists / "all").read_text() == lines[2]
+    assert os.fstat(fd).st_size == len(lines[2])
+    os.close(fd)
+
+
+def test_what_a_write_does_not_save_is_saved_by_fsync(mount: LiveMount) -> None:
+    pins, lists = mount.path / ".cas/pins", mount.store / "pins"
+    lines = [saved(mount, number) for number in range(4)]
+    long = f"# {'x' * 1021}\n" * 256
+    fd = os.open(pins / "list", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, (long + lines[0]).encode())
+    assert (lists / "list").read_text() == long + lines[0]
+    # It would take long to write a long list anew for every line.
+    os.write(fd, lines[1].encode())
+    assert (lists / "list").read_text() == long + lines[0]
+    os.fsync(fd)
+    assert (lists / "list").read_text() == long + lines[0] + lines[1]
+    os.close(fd)
+    append(pins / "list", lines[2])
+    assert (lists / "list").read_text() == long + "".join(lines[:3])
+    append(pins / "list", lines[3].strip())
+    run("sync", pins / "list")
+    assert (lists / "list").read_text() == long + "".join(lines).strip()
+
+
 def test_pins_survive_a_crash(make_mount: MountMaker) -> None:
     mount = make_mount()
-    name = Digest.of(b"x").name
-    save(mount.path / "f", b"x")
-    with (mount.path / ".cas/pins/list").open("w") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    lines = [saved(mount, number) for number in range(2)]
+    fd = os.open(mount.path / ".cas/pins/synced", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, lines[1].strip().encode())
+    os.fsync(fd)
+    append(mount.path / ".cas/pins/closed", lines[0])
     mount.kill()
+    os.close(fd)
     mount.start()
-    assert (mount.path / ".cas/pins/list").read_text() == name + "\n"
-    assert os.listdir(mount.store / "pins") == ["list"]
+    assert (mount.path / ".cas/pins/closed").read_text() == lines[0]
+    assert (mount.path / ".cas/pins/synced").read_text() == lines[1].strip()
+    assert sorted(os.listdir(mount.store / "pins")) == ["closed", "synced"]
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_a_list_removed_or_renamed_after_it_was_closed_does_not_come_back(
+    mount: LiveMount, channel: Channel, end: str
+) -> None:
+    pins = mount.path / ".cas/pins"
+    text = saved(mount, 0).strip() + end
+    for _ in range(10):
+        append(pins / "list", text)
+        (pins / "list").unlink()
+        append(pins / "list.new", text)
+        os.rename(pins / "list.new", pins / "other")
+        # It waits for what was closed to be saved.
+        channel.say("gc --dry-run")
+        assert os.listdir(mount.store / "pins") == ["other"]
+        assert (mount.store / "pins/other").read_text() == text
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_line_that_was_not_ended_and_is_none_leaves_nothing(
+    mount: LiveMount, channel: Channel, at_once: bool
+) -> None:
+    pins = mount.path / ".cas/pins"
+    lines = [saved(mount, number) for number in range(4)]
+    (pins / "list").write_text(lines[0])
+    for number in range(1, 4):
+        append(pins / "list", "oops")
+        mount.announce("pins/list is as it was before: pins/list: line .: 'oops' is neither")
+        if not at_once:
+            channel.say("gc --dry-run")
+        append(pins / "list", lines[number])
+        assert (mount.store / "pins/list").read_text() == "".join(lines[: number + 1])
+    assert (pins / "list").stat().st_size == sum(map(len, lines))
+    append(pins / "list", "oops")
+    channel.say("gc --dry-run")
+    assert (pins / "list").stat().st_size == sum(map(len, lines))
+    assert (pins / "list").read_text() == "".join(lines)
+
+
+def test_all_who_append_to_a_list_at_a_time_are_heard(mount: LiveMount) -> None:
+    pins = mount.path / ".cas/pins"
+    lines = [saved(mount, number) for number in range(6)]
+    (pins / "list").touch()
+    writers = [os.open(pins / "list", os.O_WRONLY | os.O_APPEND) for _ in range(3)]
+    for writer, line in zip(writers * 2, lines, strict=True):
+        os.write(writer, line.encode())
+        assert (pins / "list").stat().st_size == len((pins / "list").read_bytes())
+    assert (mount.store / "pins/list").read_text() == "".join(lines)
+    for writer in writers:
+        os.close(writer)
+    # Where nobody wrote there is no blob, and so no line.
+    fd = os.open(pins / "list", os.O_WRONLY)
+    assert error_of(os.pwrite, fd, lines[0].encode(), sum(map(len, lines)) + 5) == "EINVAL"
+    os.close(fd)
+    assert (pins / "list").read_text() == "".join(lines)
 
 
 # --- lost and found ---

@@ -53,7 +53,7 @@ def test_a_group_that_is_let_in_gets_blobs_only(tmp_path: Path) -> None:
                 assert mode_of(file) == 0o600, file
             assert len(list(path.glob("catalog.db*"))) > 1
             await Snapshots(store).take("one")
-            await Pins(store).save(b"list", b"")
+            await Pins(store).add(b"list", [])
 
     trio.run(use)
     # From a ref everything can be reached.
