@@ -271,6 +271,8 @@ class Pins:
                 gone.append(line)
                 continue
             below = set(hashes_below(tree, digest)) - {digest.sha256}
+            if not below:
+                continue
             # Each has to be asked for, also after one that is gone. A piece without a record may be in the trash.
             found = sum(tree.want(piece) for piece in find_digests(self._store.catalog.path, below).values())
             if found < len(below):
