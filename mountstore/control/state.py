@@ -1,4 +1,5 @@
-"""The state of a mount in numbers: `status`, `stats` and `metrics`. All is at hand, so nothing here waits."""
+"""The state of a mount in numbers: `status`, `stats` and `metrics`. All is at hand, so nothing here waits, but for
+a disk that has refused what it should have had room for: it is tried again (`Space.is_full`)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def status(services: Services, jobs: Jobs) -> dict[str, object]:
         "uptime_s": round(time.time() - services.started_s, 3),
         "read_only": store.namespace.read_only,
         "in_doubt": store.commits.in_doubt,
-        "no_room": store.namespace.no_room,
+        "no_room": store.no_room,
         "versions": store.versions.enabled,
         "files_being_written": drafted,
         "uncommitted": store.commits.has_changes,
@@ -84,7 +85,7 @@ def gather(services: Services, jobs: Jobs) -> Iterator[Metric]:
     yield Metric("uptime_seconds", time.time() - services.started_s, "Time since the mount began.", False)
     yield Metric("writable", not store.namespace.read_only, "Whether writes are taken.", False)
     yield Metric("in_doubt", commits.in_doubt, "Whether a failed flush has stopped writes.", False)
-    yield Metric("no_room", store.namespace.no_room, "Whether the disk is full.", False)
+    yield Metric("no_room", store.no_room, "Whether writes are refused for want of room.", False)
     yield Metric("inodes_in_memory", store.inodes.in_memory(), "Inodes in memory.", False)
     yield Metric("drafts", len(store.drafts.inodes), "Files with changes that are not sealed.", False)
     yield Metric("waiting_bytes", store.space.claimed_bytes, "Bytes accepted and not yet sealed.", False)

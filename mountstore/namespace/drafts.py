@@ -156,7 +156,7 @@ class Drafts:
         draft.file_claimed = True
 
     def ask_for_room(self, failure: Exception) -> None:
-        """A seal failed: ask the disk before anything more is accepted."""
+        """A seal failed, or a write: ask the disk before anything more is accepted."""
         self._space.ask_again(failure)
 
     def claim_in_all(self, draft: Draft, length: int) -> None:

@@ -188,31 +188,36 @@ class Files:
                 draft = await self._drafts.open(inode, keep=FILE_MAX)
             inode.change.touch(lowest)
         written = False
-        while not written:
-            if type(draft) is MemoryDraft:
-                size = len(draft.data)
-                if end <= size or self._drafts.resize(draft, end):
-                    draft.write(offset, data)
-                    written = True
+        try:
+            while not written:
+                if type(draft) is MemoryDraft:
+                    size = len(draft.data)
+                    if end <= size or self._drafts.resize(draft, end):
+                        draft.write(offset, data)
+                        written = True
+                    else:
+                        in_order = offset == size and inode.syncs == 0
+                        streamed = self._drafts.stream(inode, draft) if in_order else None
+                        draft = streamed or self._drafts.spill(inode, draft)
+                elif type(draft) is StreamedDraft:
+                    written = await self._write_streamed(inode, draft, offset, data)
+                    if not written:
+                        # The stream is over; its content may be short enough for any form of draft.
+                        await self._sealer.seal(inode)
+                        draft = await self._drafts.open(inode, keep=FILE_MAX)
+                        inode.change.touch(offset)
                 else:
-                    in_order = offset == size and inode.syncs == 0
-                    streamed = self._drafts.stream(inode, draft) if in_order else None
-                    draft = streamed or self._drafts.spill(inode, draft)
-            elif type(draft) is StreamedDraft:
-                written = await self._write_streamed(inode, draft, offset, data)
-                if not written:
-                    # The stream is over; its content may be short enough for any form of draft.
-                    await self._sealer.seal(inode)
-                    draft = await self._drafts.open(inode, keep=FILE_MAX)
-                    inode.change.touch(offset)
-            else:
-                assert type(draft) is StagedDraft
-                if draft.is_fixed:
-                    draft = await self._reopen(inode, draft)
-                    inode.change.touch(offset)
-                    continue
-                await self._write_staged(draft, offset, data)
-                written = True
+                    assert type(draft) is StagedDraft
+                    if draft.is_fixed:
+                        draft = await self._reopen(inode, draft)
+                        inode.change.touch(offset)
+                        continue
+                    await self._write_staged(draft, offset, data)
+                    written = True
+        except OSError as exc:
+            # What was promised is not there: who writes next is told before it is accepted.
+            self._drafts.ask_for_room(exc)
+            raise
         if inode.draft is draft:
             inode.size = draft.size_bytes
         inode.view = None

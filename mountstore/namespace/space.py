@@ -21,6 +21,9 @@ RESERVE_BYTES = 16 << 20
 RESERVE_FILES = 16
 """The same for a file system with a fixed number of files: directories of the tree, files of SQLite."""
 
+_CLAIM_MAX_BYTES = 8 << 20
+"""The most that one write claims: for a draft in memory, all of it."""
+
 _BLOCK_BYTES = 4096
 
 
@@ -65,14 +68,30 @@ class Space:
         self._claimed += length
         self._claimed_files += new_file
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is not room for any one write, so that some are refused. Asks the disk, as a write does,
+        and tries it if it has refused what was promised."""
+        try:
+            self._require(_CLAIM_MAX_BYTES, 1)
+        except NoSpaceError:
+            return True
+        return False
+
     def _ask(self, length: int, files: int) -> None:
+        self._unasked = self._unasked_files = 0
+        free, free_files = self._require(length, files)
+        self._unasked = (free - length) // 4
+        self._unasked_files = (free_files - files) // 4
+
+    def _require(self, length: int, files: int) -> tuple[int, int]:
+        """How many bytes and files may be claimed. Raises: NoSpaceError, QuotaError if that is less than this."""
         status = os.statvfs(self._path)
         claimed = self._claimed + _BLOCK_BYTES * self._claimed_files
         free = status.f_bavail * status.f_frsize - self._reserve - claimed
         # Zero files in all: they are made as they are needed.
         free_files = status.f_favail - RESERVE_FILES - self._claimed_files if status.f_files else 1 << 30
         if free < length or free_files < files:
-            self.ask_again()
             raise NoSpaceError(
                 f"{self._path}: no room for {length} more bytes"
                 if free < length
@@ -80,8 +99,7 @@ class Space:
             )
         if self._distrusted:
             self._try(claimed + length)
-        self._unasked = (free - length) // 4
-        self._unasked_files = (free_files - files) // 4
+        return free, free_files
 
     def _try(self, length: int) -> None:
         """Raises: NoSpaceError, QuotaError if so much cannot be allocated now."""

@@ -375,6 +375,11 @@ class Store:
         """The file system below."""
         return self.space.statvfs()
 
+    @property
+    def no_room(self) -> bool:
+        """Whether changes are refused for want of room: names, because the catalog has none, or contents."""
+        return self.namespace.no_room or (not self.read_only and self.space.is_full)
+
 
 def _group_to_give(blobs: str) -> int | None:
     """The group of the blobs; None if what this process makes has it anyway, or cannot be given to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -149,6 +150,52 @@ def test_every_operation_on_a_full_disk_fails_well_and_succeeds_when_there_is_ro
             mount.announce_logged(*announced)
             mount.finish()
             check_store(disk / "store")
+
+
+def test_who_watches_the_store_is_told_that_there_is_no_room(in_memory: Path, announced: tuple[str, ...]) -> None:
+    def alarm() -> bool:
+        status = json.loads((root / ".cas/status").read_bytes())["no_room"]
+        metric = "\nmountstore_no_room 1\n" in (root / ".cas/metrics").read_text()
+        assert status is metric
+        return status
+
+    choice = random.Random(3)
+    with small_disk(in_memory, 96) as disk:
+        mount = mount_on(disk, in_memory)
+        try:
+            root = mount.path
+            assert not alarm()
+            fill(disk, leave_bytes=40 << 20)
+            assert not alarm()
+            # The disk itself is never full: some of it is not given to contents.
+            assert refused(lambda: write(root / "big", choice.randbytes(48 << 20)))
+            number = 0
+            while not refused(partial(write, root / f"f{number}", choice.randbytes(300 * KIB))):
+                number += 1
+            assert alarm()
+            assert refused(lambda: write(root / "more", choice.randbytes(300 * KIB))) and alarm()
+            os.unlink(disk / "filler")
+            assert not alarm()
+            write(root / "more", choice.randbytes(300 * KIB))
+            assert not alarm()
+            use_up_inodes(disk)
+            assert alarm()
+            shutil.rmtree(disk / "files")
+            assert not alarm()
+            # Nothing is written to what is mounted read-only.
+            mount.announce_logged(*announced)
+            mount.unmount()
+            fill(disk, leave_bytes=1 << 20)
+            mount.options = ("ro",)
+            mount.start()
+            assert not alarm()
+            mount.unmount()
+            os.unlink(disk / "filler")
+            mount.options = ()
+            mount.start()
+        finally:
+            mount.announce_logged(*announced)
+            mount.finish()
 
 
 def test_what_was_acknowledged_before_the_disk_was_full_survives_a_crash(

@@ -4,6 +4,7 @@ when the limit does (promise 4)."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import sqlite3
@@ -65,6 +66,11 @@ def until_it_succeeds(operation: Callable[[], object], expected: int) -> None:
         time.sleep(0.05)
 
 
+def no_room(mount: LiveMount) -> bool:
+    found: bool = json.loads((mount.path / ".cas/status").read_bytes())["no_room"]
+    return found
+
+
 def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memory: Path) -> None:
     choice = random.Random(1)
     announced = ("Disk quota exceeded", "no room for the catalog", "there is room again")
@@ -82,6 +88,7 @@ def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memo
                 if not refusals[-1]:
                     kept[f"f{number}"] = data
             assert set(refusals) == {0, errno.EDQUOT} and 20 < len(kept) < 45
+            assert no_room(mount)
             # Also without fsync, at the latest by close, which knows ENOSPC and EIO only (the kernel's doing).
             # While the catalog cannot be committed either, no name is made (ENOSPC).
             closed = {told(lambda: write(root / "closed", choice.randbytes(MIB), sync=False)) for _ in range(9)}
@@ -99,6 +106,7 @@ def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memo
                 assert (root / name).read_bytes() == data, name
             limit(200)
             until_it_succeeds(lambda: write(root / "more", b"more"), errno.EDQUOT)
+            assert not no_room(mount)
             write(root / "f79", kept.setdefault("f79", choice.randbytes(MIB)))
             mount.announce_logged(*announced)
             mount.remount()
@@ -107,6 +115,34 @@ def test_a_quota_is_told_to_who_writes_and_what_was_acknowledged_is_kept(in_memo
             assert (root / "more").read_bytes() == b"more" and (root / "d199").is_dir()
         finally:
             mount.announce_logged(*announced)
+            mount.finish()
+
+
+def test_a_quota_that_stops_a_file_which_stays_open_is_told_of(in_memory: Path) -> None:
+    with quota_disk(in_memory, 40) as (disk, limit):
+        (in_memory / "m").mkdir()
+        (in_memory / "m/store").symlink_to(disk / "store")
+        mount = LiveMount(in_memory / "m")
+        try:
+            choice = random.Random(4)
+            write(mount.path / "database", b"begin")
+            fd = os.open(mount.path / "database", os.O_RDWR)
+
+            def transact() -> None:
+                os.pwrite(fd, choice.randbytes(MIB), number * MIB)
+                os.fsync(fd)
+
+            number = 0
+            while not (refusal := told(transact)):
+                number += 1
+                assert number < 80
+            assert refusal == errno.EDQUOT and no_room(mount)
+            limit(200)
+            until_it_succeeds(transact, errno.EDQUOT)
+            assert not no_room(mount)
+            os.close(fd)
+        finally:
+            mount.announce_logged("Disk quota exceeded", "no room for the catalog", "there is room again")
             mount.finish()
 
 
