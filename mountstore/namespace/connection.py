@@ -83,8 +83,9 @@ def reading_catalog(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.Error as exc:
-        failure = translated(path, exc)
-        if isinstance(failure, CorruptError):
+    except (sqlite3.Error, UnicodeDecodeError) as exc:
+        # SQLite's message may quote a damaged schema.
+        failure = translated(path, exc) if isinstance(exc, sqlite3.Error) else None
+        if failure is None or isinstance(failure, CorruptError):
             failure = CorruptError(f"{path}: the catalog cannot be read: {exc}; {REBUILD_HINT}")
         raise failure from exc

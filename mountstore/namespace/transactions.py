@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mountstore.errors import CorruptError, StoreError
-from mountstore.namespace.connection import REBUILD_HINT, connect, translated
+from mountstore.namespace.connection import REBUILD_HINT, connect, reading_catalog, translated
 from mountstore.namespace.mapped_index import MappedIndex
 from mountstore.namespace.schema import APPLICATION_ID, CATALOG_FORMAT, DRAFT_CHANGE, SCHEMA
 from mountstore.namespace.wal import PAGE_BYTES, Wal
@@ -41,6 +41,7 @@ class Transactions:
     Raises:
       StoreError: Not a catalog, or one of another format.
       CorruptError: SQLite cannot read it.
+      NoSpaceError, QuotaError: There is no room for its shared memory.
     """
 
     def __init__(self, path: str, *, read_only: bool = False, must_exist: bool = False) -> None:
@@ -52,14 +53,11 @@ class Transactions:
         """The guard of its shared memory."""
         if not read_only:
             self.mapped_index.require_room()
-        try:
+        with reading_catalog(path):
             self._db = connect(path, read_only=read_only)
             self._prepare_schema()
             if not read_only:
                 self._db.execute("BEGIN")
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as exc:
-            # SQLite's message may quote a damaged schema.
-            raise CorruptError(f"{path}: the catalog cannot be read: {exc}; {REBUILD_HINT}") from exc
         self._execute = self._db.execute
         # The statements of the open transaction, to be said again if SQLite rolls it back.
         self._said: list[tuple[str, Any, bool]] = []

@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +21,7 @@ from mount.live import LiveMount
 
 from durability.disks import fill, small_disk, use_up_inodes
 
+MOUNT = Path(sys.executable).parent / "mount.cas"
 KIB = 1 << 10
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -196,6 +199,26 @@ def test_who_watches_the_store_is_told_that_there_is_no_room(in_memory: Path, an
         finally:
             mount.announce_logged(*announced)
             mount.finish()
+
+
+@pytest.mark.parametrize("option", ["rw", "ro"])
+def test_a_mount_that_finds_no_room_says_so(in_memory: Path, option: str) -> None:
+    """Not that the catalog is damaged and should be made anew: SQLite calls its shared memory an I/O error."""
+    with small_disk(in_memory, 96) as disk:
+        mount = mount_on(disk, in_memory)
+        write(mount.path / "f", b"content")
+        mount.finish()
+        mount.path.mkdir(exist_ok=True)
+        fill(disk, leave_bytes=0)
+        done = subprocess.run(
+            [MOUNT, "-o", option, disk / "store", mount.path], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 32
+        assert "no room" in done.stderr and "rebuild" not in done.stderr
+        os.unlink(disk / "filler")
+        mount.start()
+        assert (mount.path / "f").read_bytes() == b"content"
+        mount.finish()
 
 
 def test_what_was_acknowledged_before_the_disk_was_full_survives_a_crash(
