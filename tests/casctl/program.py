@@ -21,6 +21,7 @@ PATIENCE_S = 120
 # Another user may not be able to reach this Python: all is imported before.
 _AS_USER = """
 import difflib, os, sys
+import mountstore.care.checking, mountstore.care.rehash, mountstore.care.verify
 from mountstore.cli.casctl.main import main
 uid = int(sys.argv[1])
 os.setgroups([])
