@@ -85,5 +85,9 @@ def write_notes(path: str, notes: Notes) -> None:
     # Findings name files of directories that not everybody may list.
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
+        if os.geteuid() == 0:
+            # Else the owner of the store could not read what root has found.
+            owner = os.stat(os.path.dirname(path))
+            os.fchown(fd, owner.st_uid, owner.st_gid)
         file.write(msgspec.json.format(msgspec.json.encode(notes), indent=1))
     os.rename(fresh, path)

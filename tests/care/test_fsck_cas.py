@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,6 +72,14 @@ def test_automatic_repair_remembers_errors(specimen: Specimen, options: list[str
     write_again(specimen, b"healed", b"a small file")
     assert main(["-n", str(specimen.path)]) == 0
     assert main(["-p", "-v", str(specimen.path)]) == 0
+
+
+def test_what_root_finds_is_the_owners_to_read(specimen: Specimen) -> None:
+    os.chown(specimen.path, 65534, 65533)
+    specimen.blob(b"a small file").unlink()
+    assert main(["-n", str(specimen.path)]) == 4
+    notes = (specimen.path / "fsck.json").stat()
+    assert (notes.st_uid, notes.st_gid, stat.S_IMODE(notes.st_mode)) == (65534, 65533, 0o600)
 
 
 def test_automatic_repair_looks_for_what_a_mount_would_refuse(specimen: Specimen) -> None:
