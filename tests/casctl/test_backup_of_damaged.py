@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -206,47 +207,51 @@ def test_what_is_wrong_is_told_to_programs(store: LiveMount, backup: Path) -> No
     assert '"ok": false' in ended.stdout and cut.name in ended.stdout
 
 
-@pytest.mark.parametrize("how", ["remount,ro", "remount,abort"])
-def test_a_store_on_a_disk_gone_read_only(in_memory: Path, how: str) -> None:
-    """As ext4 goes read-only after an error (`abort`), statvfs(2) need not tell it."""
-    backup = in_memory / "backup"
+@pytest.fixture
+def on_disk(in_memory: Path) -> Iterator[tuple[LiveMount, Path]]:
+    """A mount with three files whose store is on a disk of its own, and where that is mounted."""
     with small_disk(in_memory, 64) as disk:
         base = in_memory / "m"
         base.mkdir()
         (base / "store").symlink_to(disk / "store")
         mount = LiveMount(base, checked=False)
         fill(mount.path / "d", 1, 3)
+        yield mount, disk
+
+
+@pytest.mark.parametrize("how", ["remount,ro", "remount,abort"])
+def test_a_store_on_a_disk_gone_read_only(
+    on_disk: tuple[LiveMount, Path], tmp_path: Path, how: str
+) -> None:
+    """As ext4 goes read-only after an error (`abort`), statvfs(2) need not tell it."""
+    mount, disk = on_disk
+    backup = tmp_path / "backup"
+    mount.finish()
+    run("mount", "-o", how, disk)
+    done("backup", "--store", mount.store, backup, "--full", "--mirror")
+    check(backup)
+    assert len(blobs_of(backup)) == 3
+    repair = subprocess.run([FSCK, "-y", mount.store], capture_output=True, text=True, check=False)
+    assert repair.returncode == 8 and "read-only" in repair.stderr.lower()
+    mount.options = ("ro",)
+    mount.start()
+    try:
+        done("--mount", mount.path, "backup", backup)
+    finally:
         mount.finish()
-        run("mount", "-o", how, disk)
-        done("backup", "--store", base / "store", backup, "--full", "--mirror")
-        check(backup)
-        assert len(blobs_of(backup)) == 3
-        repair = subprocess.run([FSCK, "-y", base / "store"], capture_output=True, text=True, check=False)
-        assert repair.returncode == 8 and "read-only" in repair.stderr.lower()
-        mount.options = ("ro",)
-        mount.start()
-        try:
-            done("--mount", mount.path, "backup", backup)
-        finally:
-            mount.finish()
     check(backup)
 
 
-def test_a_mounted_store_whose_disk_goes_read_only(in_memory: Path) -> None:
-    backup = in_memory / "backup"
-    with small_disk(in_memory, 64) as disk:
-        base = in_memory / "m"
-        base.mkdir()
-        (base / "store").symlink_to(disk / "store")
-        mount = LiveMount(base, checked=False)
-        fill(mount.path / "d", 1, 3)
+def test_a_mounted_store_whose_disk_goes_read_only(on_disk: tuple[LiveMount, Path], tmp_path: Path) -> None:
+    mount, disk = on_disk
+    backup = tmp_path / "backup"
+    try:
         done("snapshot", "last", cwd=mount.path)
         fill(mount.path / "later", 2, 3)
         run("mount", "-o", "remount,abort", disk)
-        try:
-            ended = casctl("--mount", mount.path, "backup", backup)
-        finally:
-            mount.kill()
-        assert ended.returncode == 0 and "as of the last one" in ended.stderr, ended.stderr
+        ended = casctl("--mount", mount.path, "backup", backup)
+    finally:
+        mount.kill()
+    assert ended.returncode == 0 and "as of the last one" in ended.stderr, ended.stderr
     check(backup)
     assert len(blobs_of(backup)) >= 3
