@@ -18,10 +18,12 @@ CASCTL = Path(sys.executable).parent / "casctl"
 
 PATIENCE_S = 120
 
-# Another user may not be able to reach this Python: all is imported before.
+# Another user may not be able to reach this Python (below /root, say): all that may be needed is imported before.
 _AS_USER = """
-import difflib, os, sys
-import mountstore.care.checking, mountstore.care.rehash, mountstore.care.verify
+import difflib, encodings.ascii, encodings.latin_1, importlib, os, pkgutil, sys, traceback
+import mountstore
+for module in pkgutil.walk_packages(mountstore.__path__, "mountstore."):
+    importlib.import_module(module.name)
 from mountstore.cli.casctl.main import main
 uid = int(sys.argv[1])
 os.setgroups([])
