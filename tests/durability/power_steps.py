@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import trio
+import xxhash
 
 from durability.power_loss import findings_after_power_loss
 from durability.scenarios import FAULTS, PIECE_MAX, SCENARIOS, content_of
@@ -154,7 +154,7 @@ def verdicts(
 
 
 def _key(files: dict[bytes, bytes | None]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = xxhash.xxh3_128()
     for path, data in sorted(files.items()):
         digest.update(b"%d %s %d " % (len(path), path, -1 if data is None else len(data)))
         digest.update(data or b"")
