@@ -61,12 +61,12 @@ def documented_check() -> str:
 
 
 @contextmanager
-def running(*arguments: str | Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """A backup that has begun to copy."""
+def running(*arguments: str | Path, cwd: Path, **changes: str) -> Iterator[subprocess.Popen[str]]:
+    """A backup that has begun to copy; `changes` are of the environment."""
     with subprocess.Popen(
         [CASCTL, "--json", "backup", *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment(**changes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -225,7 +225,8 @@ def test_an_interrupted_copy_harms_nothing(mount: LiveMount, tmp_path: Path) -> 
 def test_a_killed_copy_ends_its_hold_by_itself(mount: LiveMount, tmp_path: Path) -> None:
     fill(mount.path / "d", 1, 150)
     backup = tmp_path / "backup"
-    with running(backup, f"--rsync={SLOWLY}", cwd=mount.path) as process:
+    # What is killed leaves its temporary files.
+    with running(backup, f"--rsync={SLOWLY}", cwd=mount.path, TMPDIR=str(tmp_path)) as process:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
     (hold,) = result("status", cwd=mount.path)["collection_held"]
