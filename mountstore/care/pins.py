@@ -192,6 +192,9 @@ class Pins:
         """Save so much of an open list, in its turn."""
         if opened.saved == opened.serial or opened.removed:
             return
+        if opened.refused and not opened.data:
+            where = os.fsdecode(opened.name)
+            raise MisuseError(f"pins/{where}: it was emptied, and what was written then is no blob")
         serial, size_in_all = opened.serial, len(opened.data)
         data = bytes(opened.data[:size_bytes])
         await self._save(opened.name, data, opened.safe_bytes)
@@ -407,13 +410,14 @@ class PinList:
       serial: Of the last change of any list.
       saved: The serial of what is in the store.
       safe_bytes: The lines before are in the store as they are here, and what they pin will stay.
+      refused: The last write was: whoever emptied the list for it did not mean it to be empty.
     """
 
     def __init__(self, name: bytes, data: bytes) -> None:
         self.name = name
         self.data = bytearray(data)
         self.users = 0
-        self.removed = False
+        self.removed = self.refused = False
         self.serial = self.saved = next(_serials)
         # Somebody may have put the list there by hand.
         self.safe_bytes = 0
@@ -431,7 +435,9 @@ class PinList:
         begin = self._line_before(offset)
         text = bytes(self.data[begin:offset]).ljust(offset - begin, b"\0") + data
         whole = text[: text.rfind(b"\n") + 1]
+        self.refused = True
         _parse(whole, os.fsdecode(self.name))
+        self.refused = False
         if offset > len(self.data):
             self.data += bytes(offset - len(self.data))
         self.data[offset:end] = data
@@ -442,6 +448,7 @@ class PinList:
         """Cut it, or lengthen it with zeros, which have to be overwritten before it is saved."""
         if size_bytes > LIST_MAX_BYTES:
             raise TooLargeError(f"a list of pins has at most {LIST_MAX_BYTES} bytes")
+        self.refused = False
         if size_bytes != len(self.data):
             begin = self._line_before(size_bytes)
             del self.data[size_bytes:]

@@ -228,10 +228,10 @@ def test_a_line_that_is_no_blob_is_refused(mount: LiveMount, channel: Channel) -
     os.write(fd, b"nonsense without an end")
     assert error_of(os.fsync, fd) == "EINVAL"
     os.close(fd)
-    mount.announce("pins/list is as it was before: .*nonsense without an end")
+    mount.announce("pins/list is as it was before: .*(nonsense without an end|what was written then is no blob)")
     settle(mount.path)
     channel.say("gc")
-    assert (mount.store / "pins/list").read_text() == good or (mount.store / "pins/list").read_text() == ""
+    assert (mount.store / "pins/list").read_text() == (pins / "list").read_text() == good
     big = os.open(pins / "big", os.O_WRONLY | os.O_CREAT)
     assert error_of(os.pwrite, big, b"x", 1 << 40) == "EFBIG"
     os.close(big)
