@@ -40,6 +40,15 @@ basics.COMMANDS = (*basics.COMMANDS, command.Command("collecting", "Collect.", _
 """
 
 
+def remote_shell(path: Path, home: Path) -> str:
+    """An option for what stands for ssh: the words become one line for the shell "there", in the user's home."""
+    path.write_text(
+        f'#!/bin/sh\nshift\n[ "$1" = -l ] && shift 2\nshift\n[ "$1" = -- ] && shift\ncd {home}\nexec sh -c "$*"\n'
+    )
+    path.chmod(0o755)
+    return f"--rsh={shlex.quote(str(path))} -x"
+
+
 @contextmanager
 def restored(make_mount: MountMaker, backup: Path) -> Iterator[Path]:
     """A mount of a copy of a backup."""
@@ -210,6 +219,8 @@ def test_an_interrupted_copy_harms_nothing(mount: LiveMount, tmp_path: Path) -> 
     done("backup", backup, cwd=mount.path)
     fill(mount.path / "d", 2, 150)
     with running(backup, f"--rsync={SLOWLY}", cwd=mount.path) as process:
+        second = casctl("backup", backup, cwd=mount.path)
+        assert second.returncode == 1 and "another backup is being made there" in second.stderr
         assert result("status", cwd=mount.path)["collection_held"]
         refused = casctl("gc", cwd=mount.path)
         assert refused.returncode == 1 and "held" in refused.stderr
@@ -280,16 +291,10 @@ def test_a_mirror_lets_go_of_what_the_store_let_go_of(mount: LiveMount, tmp_path
 
 def test_over_a_remote_shell(shared_mount: LiveMount, tmp_path: Path) -> None:
     fill(shared_mount.path / "d", 1, 5)
-    # As ssh does it: the words become one line for the shell on the other side, in the user's home there.
     home = tmp_path / "home"
     home.mkdir()
-    shell = tmp_path / "shell"
-    shell.write_text(
-        f'#!/bin/sh\nshift\n[ "$1" = -l ] && shift 2\nshift\n[ "$1" = -- ] && shift\ncd {home}\nexec sh -c "$*"\n'
-    )
-    shell.chmod(0o755)
+    rsh = remote_shell(tmp_path / "shell", home)
     backup = home / "a b; 'c"
-    rsh = f"--rsh={shlex.quote(str(shell))} -x"
     for path in (str(backup), backup.name):
         done("backup", f"user@host:{path}", rsh, "--full", cwd=shared_mount.path)
         check(backup)
@@ -329,6 +334,24 @@ def test_where_no_backup_goes(shared_mount: LiveMount, make_mount: MountMaker, t
     assert ended.returncode == 1 and "is a store itself" in json.loads(ended.stdout)["message"]
     ended = casctl("verify", tmp_path)
     assert ended.returncode == 1 and "is not a directory of blobs" in ended.stderr
+
+
+def test_the_copy_of_another_store_is_left_alone(mount: LiveMount, make_mount: MountMaker, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 5)
+    backup, rsh = tmp_path / "backup", remote_shell(tmp_path / "shell", tmp_path)
+    done("backup", backup, cwd=mount.path)
+    before = {*backup.rglob("*"), backup / "blobs" / ".staging"}
+    other = make_mount()
+    (other.path / "f").write_bytes(b"another")
+    for arguments in ([backup], [backup, "--mirror"], [f"host:{backup}", "--mirror", rsh]):
+        ended = casctl("backup", *arguments, cwd=other.path)
+        assert ended.returncode == 1 and "is the backup of another store" in ended.stderr, ended.stderr
+        assert {*backup.rglob("*")} == before
+    check(backup)
+    # A store that was made of the copies of both is both.
+    for ref in (mount.store / "blobs" / "refs").iterdir():
+        shutil.copy(ref, other.store / "blobs" / "refs")
+    assert "is the backup of another" not in casctl("backup", backup, cwd=other.path).stderr
 
 
 def test_others_may_not(shared_mount: LiveMount, tmp_path: Path) -> None:

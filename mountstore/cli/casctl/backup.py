@@ -78,6 +78,7 @@ def _run(settings: Settings, got: argparse.Namespace) -> int:
         bar = stack.enter_context(ProgressBar("backup", shown=not settings.quiet and not settings.json))
         teller = Teller(settings, bar)
         source = stack.enter_context(open_source(mount, store))
+        stack.enter_context(destination.prepared())
         options = shlex.split(got.rsync or "")
         done = Backup(
             source, destination, full=got.full, mirror=got.mirror, options=options, teller=teller

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mountstore.blobs.clock import now_ns
-from mountstore.blobs.refs import REFS_NAME, read_refs
+from mountstore.blobs.refs import REFS_NAME, Ref, read_refs
 from mountstore.cli.casctl.arguments import Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
 from mountstore.cli.casctl.backup_source import Source
@@ -98,12 +98,13 @@ class Backup:
         """Returns: What was done; `flaws` tell why the copy is not all that it should be. Raises: Failure"""
         began_s = time.monotonic()
         source, destination = self._source, self._destination
-        destination.prepare()
         source.snapshot()
         wait = self._teller.stage("waiting for a collection to end")
         source.hold(lambda: wait(0, None))
         before_ns = now_ns()
-        refs = self._refs()
+        found = self._refs()
+        self._require_own(found)
+        refs = [ref.name for ref in found]
         self._damaged = blobs_of_wrong_size(self._blobs, source.keep)
         mirror = self._mirror and self._may_remove()
         if mirror:
@@ -129,21 +130,33 @@ class Backup:
             "elapsed_s": round(time.monotonic() - began_s, 3),
         }
 
-    def _refs(self) -> list[str]:
-        """Names of the snapshots that are to be copied. Raises: Failure if there is none."""
+    def _refs(self) -> list[Ref]:
+        """The snapshots that are to be copied. Raises: Failure if there is none."""
         refs, bad = read_refs(self._blobs)
         self._flaws += [
             f"snapshot {printable(ref.name)}: its ref in the store is no good, and was not copied: {ref.error}"
             for ref in bad
         ]
         if refs:
-            return [ref.name for ref in refs]
+            return refs
         why = f"the refs of all snapshots are damaged: {bad[0].error}" if bad else "there is no snapshot"
         raise Failure(
             Exit.FAILED,
             f"{printable(self._source.store)}: {why}, so nothing could be had back from a copy; mount the store"
             " and take one (casctl snapshot)",
         )
+
+    def _require_own(self, refs: Sequence[Ref]) -> None:
+        """Raises: Failure if the destination has snapshots of a store that this one has none of."""
+        own = {ref.uuid for ref in refs}
+        for uuid, name in self._destination.stores().items():
+            if uuid not in own:
+                raise Failure(
+                    Exit.FAILED,
+                    f"{self._destination}: is the backup of another store ({printable(uuid)}; snapshot"
+                    f" {printable(name)}), not of {printable(self._source.store)} ({refs[0].uuid}): each needs a"
+                    " directory of its own",
+                )
 
     def _may_remove(self) -> bool:
         """Whether what the store does not have is to be removed: the copy may have what the store has lost."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from mountstore.blobs.refs import REFS_NAME
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.exits import printable
 
@@ -17,8 +20,11 @@ STAGING = ".staging"
 """Where files lie at the destination, in `blobs`, until they are whole."""
 
 # Only the last directory is made: if the one above is missing, a disk is not mounted.
-_PREPARE = """
+_MAKE = """
 [ -d "$1" ] || mkdir -- "$1" || exit
+"""
+
+_CLEAR = """
 cd -- "$1" && staging=$2 && shift 2 || exit
 for mark; do
     [ ! -e "$mark" ] && continue
@@ -26,6 +32,12 @@ for mark; do
     exit 1
 done
 mkdir -p "blobs/$staging" blobs/refs && rm -f "blobs/$staging/".*_*.??????
+"""
+
+# Prints NAME:store UUID for each. That there is none is no error; what cannot be read is damaged.
+_REFS = f"""
+cd -- "$1/blobs/{REFS_NAME}" || exit
+find . -maxdepth 1 -type f ! -name '.*' -exec grep -a -H '^store ' {{}} + || :
 """
 
 _FINISH = """
@@ -103,12 +115,47 @@ class Destination:
             raise Failure(Exit.FAILED, f"{self}: {last_line(done.stderr) or f'code {done.returncode}'}")
         return done.stdout
 
-    def prepare(self) -> None:
-        """Make the directories that are missing, and clear what an interrupted copy left. Raises: Failure"""
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Make the directories that are missing, and clear what an interrupted copy left.
+
+        Until the end no other backup is made there by this machine.
+
+        Raises: Failure
+        """
         from mountstore.store.layout import CATALOG_NAME, CONFIG_NAME
 
         # Who has one of these beside its blobs is a store at work, not a backup.
-        self.run(_PREPARE, self.path, STAGING, CATALOG_NAME, CONFIG_NAME)
+        arguments = self.path, STAGING, CATALOG_NAME, CONFIG_NAME
+        if self.host is not None:
+            self.run(_MAKE + _CLEAR, *arguments)
+            yield
+            return
+        self.run(_MAKE, self.path)
+        with self._alone():
+            self.run(_CLEAR, *arguments)
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Failure(Exit.FAILED, f"{self}: another backup is being made there") from None
+            except OSError:
+                # NFS locks no directory.
+                pass
+            yield
+        finally:
+            os.close(fd)
+
+    def stores(self) -> dict[str, str]:
+        """The stores, by their uuid, that the snapshots there are of; of each the name of one. Raises: Failure"""
+        lines = self.run(_REFS, self.path).splitlines()
+        found = (line.removeprefix("./").partition(":store ") for line in lines)
+        return {uuid: name for name, _, uuid in found}
 
     def sync(self) -> None:
         """Return when what was copied survives a power loss there. Raises: Failure"""
