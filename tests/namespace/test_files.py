@@ -96,7 +96,9 @@ async def test_fsync_goes_on_while_the_draft_is_sealed_and_closed(
 ) -> None:
     inode = new_file(store)
     handle = store.files.open(inode, writable=True, privileged=True)
-    await store.files.write(handle, SPARSE_AT, b"end")
+    # More than fsync puts into the journal.
+    data = os.urandom(1 << 20)
+    await store.files.write(handle, SPARSE_AT, data)
     gate = Gate(monkeypatch, StagedDraft, "flush")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.files.fsync, inode)
@@ -104,7 +106,7 @@ async def test_fsync_goes_on_while_the_draft_is_sealed_and_closed(
         await store.files.release(handle)
         gate.opened.set()
     assert store.catalog.drafts() == []
-    assert await store.files.read(inode, SPARSE_AT, 10) == b"end"
+    assert await store.files.read(inode, SPARSE_AT, len(data) + 1) == data
 
 
 async def test_a_write_waits_for_the_seal_that_is_going_on(
