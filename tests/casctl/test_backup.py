@@ -13,12 +13,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from mount.conftest import MountMaker
 from mount.live import LiveMount, let_everybody_reach, run
 
 from casctl.backups import check, fill
 from casctl.program import CASCTL, PATIENCE_S, answers, casctl, casctl_as, done, environment, result
+from mountstore.blobs.clock import now_ns
 from mountstore.care.verify import verify_blobs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -171,9 +173,12 @@ def test_what_the_store_lacks_is_told(mount: LiveMount, tmp_path: Path) -> None:
     mount.checked = False
     next((mount.store / "blobs").rglob("*_c350")).unlink()
     backup = tmp_path / "backup"
-    done("backup", "--store", mount.store, backup)
-    ended = casctl("backup", "--store", mount.store, backup, "--full")
-    assert ended.returncode == 1 and "is not complete, neither here nor in the store" in ended.stderr
+    for arguments in ([], ["--full"]):
+        ended = casctl("backup", "--store", mount.store, backup, *arguments)
+        assert ended.returncode == 1 and "is not complete, neither here nor in the store" in ended.stderr
+    rsh = remote_shell(tmp_path / "shell", tmp_path)
+    ended = casctl("backup", "--store", mount.store, f"host:{backup}", rsh)
+    assert ended.returncode == 1 and "is not complete in the store" in ended.stderr
     mount.start()
 
 
@@ -352,6 +357,89 @@ def test_the_copy_of_another_store_is_left_alone(mount: LiveMount, make_mount: M
     for ref in (mount.store / "blobs" / "refs").iterdir():
         shutil.copy(ref, other.store / "blobs" / "refs")
     assert "is the backup of another" not in casctl("backup", backup, cwd=other.path).stderr
+
+
+def test_a_snapshot_that_is_deleted_meanwhile_is_in_the_copy(mount: LiveMount, tmp_path: Path) -> None:
+    fill(mount.path / "d", 1, 150)
+    backup = tmp_path / "backup"
+    with running(backup, f"--rsync={SLOWLY}", cwd=mount.path) as process:
+        # As the next snapshot of the same hour does it.
+        (name,) = os.listdir(mount.store / "blobs" / "refs")
+        done("snapshot-delete", name, cwd=mount.path)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+    assert os.listdir(backup / "blobs" / "refs") == [name]
+    check(backup)
+
+
+def test_a_mirror_removes_nothing_of_somebody_else(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
+    backup = tmp_path / "backup"
+    other = backup / "blobs" / "sha256" / "x"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of a registry")
+    done("backup", backup, "--mirror", cwd=shared_mount.path)
+    assert other.read_bytes() == b"of a registry"
+    check(backup)
+
+
+def test_a_mirror_removes_nothing_later_than_the_store(mount: LiveMount, tmp_path: Path) -> None:
+    backup, earlier = tmp_path / "backup", tmp_path / "earlier"
+    fill(mount.path / "d", 1, 5)
+    mount.unmount()
+    shutil.copytree(mount.store, earlier)
+    mount.start()
+    fill(mount.path / "d", 2, 5)
+    done("backup", backup, cwd=mount.path)
+    before = {*backup.rglob("*")}
+    ended = casctl("backup", "--store", earlier, backup, "--mirror")
+    assert ended.returncode == 1 and "later than all of the store" in ended.stderr, ended.stderr
+    assert {*backup.rglob("*")} == before
+    check(backup)
+
+
+def test_a_directory_of_blobs_is_no_place_for_a_backup(
+    shared_mount: LiveMount, make_mount: MountMaker, tmp_path: Path
+) -> None:
+    fill(shared_mount.path / "d", 1, 5)
+    backup, other, linked = tmp_path / "backup", make_mount().store, tmp_path / "linked"
+    done("backup", backup, cwd=shared_mount.path)
+    linked.mkdir()
+    (linked / "blobs").symlink_to(shared_mount.store / "blobs")
+    refused: list[tuple[Path, str]] = [
+        (backup / "blobs", "holds blobs itself"),
+        (other / "blobs", "lies in a store"),
+        (other / "elsewhere", "lies in a store"),
+        (linked, "lie in each other"),
+    ]
+    for destination, said in refused:
+        ended = casctl("backup", destination, cwd=shared_mount.path)
+        assert ended.returncode in (1, 2) and said in ended.stderr, (destination, ended.stderr)
+        assert not (destination / "blobs" / "refs" / "blobs").exists()
+    assert not (backup / "blobs" / "blobs").exists() and not (other / "blobs" / "blobs").exists()
+
+
+def test_a_clock_that_was_set_back_hides_no_damage(shared_mount: LiveMount, tmp_path: Path) -> None:
+    fill(shared_mount.path / "d", 1, 5)
+    backup = tmp_path / "backup"
+    done("backup", backup, cwd=shared_mount.path)
+    os.truncate(next((backup / "blobs").rglob("*_c350")), 7)
+    a_day_ago_ns = now_ns() - 86_400 * 10**9
+    with (
+        mock.patch("mountstore.cli.casctl.backup_run.now_ns", return_value=a_day_ago_ns),
+        mock.patch("mountstore.cli.casctl.backup_check.now_ns", return_value=a_day_ago_ns),
+    ):
+        ended = casctl("backup", backup, cwd=shared_mount.path)
+    assert ended.returncode == 0 and "copying them again" in ended.stderr
+    check(backup)
+
+
+def test_the_lost_and_found_of_a_file_system_is_no_blob(shared_mount: LiveMount, tmp_path: Path) -> None:
+    (shared_mount.store / "blobs" / "lost+found").mkdir(mode=0)
+    done("backup", tmp_path / "backup", cwd=shared_mount.path)
+    (shared_mount.store / "blobs" / "lost+found").rmdir()
+    assert not (tmp_path / "backup" / "blobs" / "lost+found").exists()
+    check(tmp_path / "backup")
 
 
 def test_others_may_not(shared_mount: LiveMount, tmp_path: Path) -> None:

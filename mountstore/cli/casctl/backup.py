@@ -22,6 +22,7 @@ from mountstore.cli.casctl.rendering import number, value
 from mountstore.cli.exits import printable, say
 from mountstore.cli.sizes import size
 from mountstore.control.command import Argument, Kind
+from mountstore.store.layout import BLOBS_NAME
 
 
 def _check_apart(store: str, destination: Destination) -> None:
@@ -29,7 +30,9 @@ def _check_apart(store: str, destination: Destination) -> None:
     if destination.host is not None:
         return
     path = destination.path
-    for one, other in ((path, store), (store, path)):
+    # Either may lie elsewhere, by a symbolic link.
+    blobs, copies = (os.path.realpath(os.path.join(above, BLOBS_NAME)) for above in (store, path))
+    for one, other in ((path, store), (store, path), (path, blobs), (copies, blobs)):
         if os.path.commonpath([one, other]) == other:
             raise Failure(Exit.USAGE, f"{destination} and the store {printable(store)} lie in each other")
     place = find_place(path)
@@ -111,7 +114,7 @@ BACKUP = OwnCommand(
             "--store", "the directory of a store, mounted or not, instead of a mount", Kind.FILE, value="DIR"
         ),
         Argument("--rsh", "what reaches HOST (ssh -o BatchMode=yes)", value="COMMAND"),
-        Argument("--rsync", "more options for rsync (--bwlimit=10M)", value="OPTIONS"),
+        Argument("--rsync", "more options for rsync (--rsync=--bwlimit=10M)", value="OPTIONS"),
     ),
     details="docs/backup.md tells about timers, restoring, and checking a copy with sha256sum alone.",
 )

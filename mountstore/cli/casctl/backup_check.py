@@ -11,13 +11,15 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from tempfile import TemporaryFile
 
+from mountstore.blobs.clock import now_ns
 from mountstore.blobs.refs import REFS_NAME
 from mountstore.cli.casctl.destination import Destination, last_line
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.casctl.rsync import BEAT_S, Beat, Rsync
 
-BLOB_FILTER = (f"--exclude=/{REFS_NAME}", "--exclude=/.*")
-"""What of `blobs/` is no blob: refs go later, and what begins with a dot belongs to whoever writes."""
+BLOB_FILTER = (f"--exclude=/{REFS_NAME}", "--exclude=/.*", "--exclude=/lost+found")
+"""What of `blobs/` is no blob: refs go later, what begins with a dot belongs to whoever writes, and lost+found to
+the file system whose root this is."""
 
 LIST_SUMS = r"""sed -nE 's|^(\./.*/([0-9a-f]{64})_[0-9a-f]+)$|\2  \1|p'"""
 """Turns paths of blobs into lines for sha256sum: the sum that the name tells, and the path."""
@@ -55,7 +57,8 @@ def missing_blobs(
             placed_ns = os.stat(os.path.join(source, name)).st_ctime_ns
         except FileNotFoundError:
             continue
-        if placed_ns < before_ns:
+        # Of a clock that was set back, a time to come tells nothing.
+        if not before_ns <= placed_ns <= now_ns():
             missing.append(name)
     return missing
 

@@ -6,8 +6,9 @@ Order, and why the copy is complete
      ends by itself if this program is killed. The refs that are there now are the ones to be copied.
   3. The blobs are copied; those the destination has are left alone, since blobs never change.
   4. What was there at 2 is compared by name and size, or by its bytes; what is not right is copied again.
-  5. All that is flushed there; then the refs are copied, and flushed. So a ref at the destination never lacks a
-     blob that the store has, wherever this is interrupted, and the next run goes on from there.
+  5. All that is flushed there; then the refs are copied, as they were at 2, and flushed. So a ref at the
+     destination never lacks a blob that the store has, wherever this is interrupted, and the next run goes on from
+     there.
   6. Garbage collection goes on.
 
 What is damaged in the store never takes the place of what is whole at the destination, keeps nothing else from
@@ -18,12 +19,15 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mountstore.blobs.clock import now_ns
-from mountstore.blobs.refs import REFS_NAME, Ref, read_refs
+from mountstore.blobs.refs import REFS_NAME, Ref, encode_ref, read_refs
 from mountstore.cli.casctl.arguments import Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
 from mountstore.cli.casctl.backup_source import Source
@@ -88,6 +92,7 @@ class Backup:
         self._destination = destination
         self._full = full
         self._mirror = mirror
+        self._options = options
         self._rsync = Rsync(self._blobs, destination, options)
         self._teller = teller
         # Blobs of the store that are known to be damaged: they are neither copied nor compared.
@@ -102,11 +107,12 @@ class Backup:
         wait = self._teller.stage("waiting for a collection to end")
         source.hold(lambda: wait(0, None))
         before_ns = now_ns()
-        found = self._refs()
-        self._require_own(found)
-        refs = [ref.name for ref in found]
+        refs = self._refs()
+        copied_before = destination.refs()
+        self._require_own(refs, copied_before)
         self._damaged = blobs_of_wrong_size(self._blobs, source.keep)
-        mirror = self._mirror and self._may_remove()
+        followed = self._follow(source.store)
+        mirror = self._mirror and self._may_remove(refs, copied_before, followed)
         if mirror:
             # Refs first, or one of them might lack a blob for a while.
             self._remove_refs()
@@ -114,12 +120,13 @@ class Backup:
         copied = self._mend(copied, before_ns, mirror=mirror)
         self._tell_damaged()
         destination.sync()
+        # Flushing may have taken long, and calls nobody meanwhile.
+        source.keep()
         self._copy_refs(refs)
         if mirror:
             self._copy_blobs("--delete", "--existing", "--ignore-existing", title="removing")
         destination.finish()
-        if self._full and destination.host is None:
-            self._check_snapshots(refs)
+        self._tell_incomplete(refs, followed)
         return {
             "destination": str(destination),
             "ok": not self._flaws,
@@ -146,23 +153,35 @@ class Backup:
             " and take one (casctl snapshot)",
         )
 
-    def _require_own(self, refs: Sequence[Ref]) -> None:
+    def _require_own(self, refs: Sequence[Ref], copied_before: Sequence[Ref]) -> None:
         """Raises: Failure if the destination has snapshots of a store that this one has none of."""
         own = {ref.uuid for ref in refs}
-        for uuid, name in self._destination.stores().items():
-            if uuid not in own:
+        for ref in copied_before:
+            if ref.uuid not in own:
                 raise Failure(
                     Exit.FAILED,
-                    f"{self._destination}: is the backup of another store ({printable(uuid)}; snapshot"
-                    f" {printable(name)}), not of {printable(self._source.store)} ({refs[0].uuid}): each needs a"
-                    " directory of its own",
+                    f"{self._destination}: is the backup of another store ({ref.uuid}; snapshot"
+                    f" {printable(ref.name)}), not of {printable(self._source.store)} ({refs[0].uuid}): each needs"
+                    " a directory of its own",
                 )
 
-    def _may_remove(self) -> bool:
-        """Whether what the store does not have is to be removed: the copy may have what the store has lost."""
-        found = self._follow(self._source.store)
-        why = [f"{_name(snapshot)}: {_lacking(snapshot)}" for snapshot in found.snapshots if not snapshot.complete]
-        why += [printable(bad.error) for bad in found.bad_refs]
+    def _may_remove(
+        self, refs: Sequence[Ref], copied_before: Sequence[Ref], followed: Verification
+    ) -> bool:
+        """Whether what the store does not have is to be removed: the copy may have what the store has lost, or
+        be none of this store."""
+        if not copied_before:
+            return False
+        latest = max(copied_before, key=lambda ref: ref.time_ns)
+        if latest.time_ns > refs[0].time_ns:
+            self._flaws.append(
+                f"{self._destination}: nothing was removed, since snapshot {printable(latest.name)} there is"
+                " later than all of the store, which may have been put back from a copy; a new snapshot in the store"
+                " ends that"
+            )
+            return False
+        why = [f"{_name(lacks)}: {_lacking(lacks)}" for lacks in followed.snapshots if not lacks.complete]
+        why += [printable(bad.error) for bad in followed.bad_refs]
         if not why:
             return True
         self._flaws.append(f"{self._destination}: nothing was removed, since the store is damaged: {why[0]}")
@@ -200,11 +219,22 @@ class Backup:
         # rsync deletes nothing when it is given names.
         self._rsync.copy(REFS_NAME, "--delete", "--existing", "--ignore-existing", "--exclude=.*")
 
-    def _copy_refs(self, refs: Sequence[str]) -> None:
+    def _copy_refs(self, refs: Sequence[Ref]) -> None:
+        """As they were when collections were held: of one that was deleted since, the copy is whole as well."""
         self._teller.stage("snapshots")
-        # A snapshot may have been deleted meanwhile.
-        names = [f"{REFS_NAME}/{name}" for name in refs]
-        self._rsync.copy("", "--checksum", "--ignore-missing-args", names=names)
+        like = os.stat(os.path.join(self._blobs, REFS_NAME))
+        with tempfile.TemporaryDirectory() as directory:
+            os.mkdir(os.path.join(directory, REFS_NAME))
+            for ref in refs:
+                path = os.path.join(directory, REFS_NAME, ref.name)
+                with open(path, "xb", opener=_private) as file:
+                    file.write(encode_ref(ref))
+                os.utime(path, ns=(ref.time_ns, ref.time_ns))
+                _give(path, like)
+            _give(os.path.join(directory, REFS_NAME), like)
+            os.chmod(os.path.join(directory, REFS_NAME), stat.S_IMODE(like.st_mode))
+            names = [f"{REFS_NAME}/{ref.name}" for ref in refs]
+            Rsync(directory, self._destination, self._options).copy("", "--checksum", names=names)
 
     def _follow(self, path: str) -> Verification:
         """Look for all that the snapshots at `path` need, by name and size."""
@@ -213,15 +243,33 @@ class Backup:
         self._teller.stage("following snapshots")
         return verify_blobs(path, full=False, progress=lambda words, done: self._source.keep())
 
-    def _check_snapshots(self, refs: Sequence[str]) -> None:
-        """See that what the snapshots need is there: what the store itself lacks was not to be copied."""
+    def _tell_incomplete(self, refs: Sequence[Ref], followed: Verification) -> None:
+        """Which snapshots lack something in the store, and whether the copy has it."""
+        lacking = {snapshot.ref.name: snapshot for snapshot in followed.snapshots if not snapshot.complete}
+        if self._destination.host is not None:
+            self._flaws += [
+                f"{_name(snapshot)} is not complete in the store: {_lacking(snapshot)}; fsck.cas tells which files"
+                " that concerns"
+                for snapshot in lacking.values()
+            ]
+            return
+        if not self._full and not lacking:
+            return
+        names = {ref.name for ref in refs}
         found = self._follow(self._destination.path)
-        self._flaws += [
-            f"{_name(snapshot)} is not complete, neither here nor in the store: {_lacking(snapshot)};"
-            " fsck.cas tells which files that concerns"
-            for snapshot in found.snapshots
-            if snapshot.ref.name in refs and not snapshot.complete
-        ]
+        for snapshot in found.snapshots:
+            if snapshot.ref.name not in names:
+                continue
+            if not snapshot.complete:
+                self._flaws.append(
+                    f"{_name(snapshot)} is not complete, neither here nor in the store: {_lacking(snapshot)};"
+                    " fsck.cas tells which files that concerns"
+                )
+            elif snapshot.ref.name in lacking:
+                self._flaws.append(
+                    f"{_name(snapshot)} is complete in the copy, but not in the store:"
+                    f" {_lacking(lacking[snapshot.ref.name])}"
+                )
         self._flaws += [f"{self._destination}: {printable(bad.error)}" for bad in found.bad_refs]
 
     def _mend(self, copied: Copied, before_ns: int, *, mirror: bool) -> Copied:
@@ -283,6 +331,16 @@ class Backup:
                 f"damaged in the store, and not whole in the copy: {_listed(lost)}; fsck.cas tells which files"
                 " that concerns"
             )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _give(path: str, like: os.stat_result) -> None:
+    """To the owner of another file, as far as this user may."""
+    with suppress(PermissionError):
+        os.chown(path, like.st_uid, like.st_gid)
 
 
 def _name(snapshot: Candidate) -> str:

@@ -7,12 +7,13 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from mountstore.blobs.refs import REFS_NAME
+from mountstore.blobs.refs import REFS_NAME, Ref, decode_ref
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.exits import printable
+from mountstore.errors import CorruptError
 
 DEFAULT_SHELL = ("ssh", "-o", "BatchMode=yes")
 
@@ -27,17 +28,24 @@ _MAKE = """
 _CLEAR = """
 cd -- "$1" && staging=$2 && shift 2 || exit
 for mark; do
-    [ ! -e "$mark" ] && continue
-    echo "is a store itself (it has $mark), so it is no place for a backup" >&2
+    where=
+    [ -e "$mark" ] && where="is a store itself (it has $mark)"
+    [ -e "../$mark" ] && where="lies in a store (there is ../$mark)"
+    [ -z "$where" ] && continue
+    echo "$where, so it is no place for a backup" >&2
     exit 1
 done
+if [ -d refs ] || [ -d "$staging" ]; then
+    echo "holds blobs itself, of a store or a backup; a backup goes to the directory above one of blobs" >&2
+    exit 1
+fi
 mkdir -p "blobs/$staging" blobs/refs && rm -f "blobs/$staging/".*_*.??????
 """
 
-# Prints NAME:store UUID for each. That there is none is no error; what cannot be read is damaged.
+# Prints ./NAME:LINE for each line of each. That there is none is no error; what cannot be read is damaged.
 _REFS = f"""
 cd -- "$1/blobs/{REFS_NAME}" || exit
-find . -maxdepth 1 -type f ! -name '.*' -exec grep -a -H '^store ' {{}} + || :
+find . -maxdepth 1 -type f ! -name '.*' -exec grep -a -H '' {{}} + || :
 """
 
 _FINISH = """
@@ -151,11 +159,17 @@ class Destination:
         finally:
             os.close(fd)
 
-    def stores(self) -> dict[str, str]:
-        """The stores, by their uuid, that the snapshots there are of; of each the name of one. Raises: Failure"""
-        lines = self.run(_REFS, self.path).splitlines()
-        found = (line.removeprefix("./").partition(":store ") for line in lines)
-        return {uuid: name for name, _, uuid in found}
+    def refs(self) -> list[Ref]:
+        """The snapshots there, but for refs that are damaged. Raises: Failure"""
+        texts: dict[str, str] = {}
+        for line in self.run(_REFS, self.path).split("\n"):
+            name, _, text = line.removeprefix("./").partition(":")
+            texts[name] = f"{texts.get(name, '')}{text}\n"
+        refs = []
+        for name, text in texts.items():
+            with suppress(CorruptError):
+                refs.append(decode_ref(text.encode(errors="surrogateescape"), name))
+        return refs
 
     def sync(self) -> None:
         """Return when what was copied survives a power loss there. Raises: Failure"""
