@@ -57,6 +57,9 @@ AUTOMATIC: Final = "auto-"
 _STRETCH_S: Final = 0.02
 """How long a worker is kept at a time."""
 
+_AHEAD_S: Final = 60.0
+"""A clock that is set right by less than that is nothing to tell."""
+
 _RETRY_S: Final = 300.0
 """An automatic snapshot that failed is tried again after this time, at most."""
 
@@ -131,24 +134,26 @@ class Snapshots:
         started = time.monotonic()
         async with store.snapshotting:
             taken_names = await trio.to_thread.run_sync(self._names)
+            latest = await trio.to_thread.run_sync(self._latest)
             if name in taken_names:
                 raise ExistsError(f"there is a snapshot {name} already")
             await store.sealer.settle_or_keep()
             base = store.catalog.stale.base
             try:
-                return await self._take_alone(name, prefix, taken_names, started, progress, heal=False)
+                return await self._take_alone(name, prefix, taken_names, latest, started, progress, heal=False)
             except (CorruptError, BlobMissingError) as exc:
                 if base is None:
                     raise
                 log.error("the last snapshot cannot be built on, so all of the next one is written: %s", exc)
                 store.catalog.forget_snapshot()
-            return await self._take_alone(name, prefix, taken_names, started, progress, heal=True)
+            return await self._take_alone(name, prefix, taken_names, latest, started, progress, heal=True)
 
     async def _take_alone(
         self,
         name: str | None,
         prefix: str,
         taken_names: set[str],
+        latest: Ref | None,
         started: float,
         progress: Progress,
         *,
@@ -160,7 +165,7 @@ class Snapshots:
         base = store.catalog.stale.base
         changes = store.catalog.stale.begin()
         try:
-            time_ns = time.time_ns()
+            time_ns = _time_after(latest)
             # Nothing was awaited since the commit: this sees exactly its state.
             instant = Instant(store.catalog.path)
             try:
@@ -230,6 +235,11 @@ class Snapshots:
         return image, *written[0]
 
     # --- refs ---
+
+    def _latest(self) -> Ref | None:
+        """The latest snapshot of the store."""
+        refs, _ = read_refs(self._store.tree.root)
+        return next((ref for ref in refs if ref.uuid == self._store.config.uuid), None)
 
     def _names(self) -> set[str]:
         try:
@@ -331,6 +341,25 @@ def list_snapshots(store: Store) -> list[SnapshotInfo]:
             found.append(SnapshotInfo(ref.name, ref.time_ns, ref.root, root.inode_count, root.bytes))
     found += [SnapshotInfo(name, 0, Digest.of(b""), flaw=error) for name, error in bad]
     return found
+
+
+def _time_after(latest: Ref | None) -> int:
+    """The time of a snapshot that is taken now: later than that of the latest one, also if the clock was set back.
+
+    By their times it is told which one is the newest, to be brought back, and which ones go.
+    """
+    now_ns = time.time_ns()
+    if latest is None or latest.time_ns < now_ns:
+        return now_ns
+    ahead_s = (latest.time_ns - now_ns) / 1e9
+    if ahead_s > _AHEAD_S:
+        log.warning(
+            "snapshot %s is %.0f s ahead of the clock, so the next ones get the time after it; if the clock is"
+            " right, delete that snapshot",
+            latest.name,
+            ahead_s,
+        )
+    return latest.time_ns + 1
 
 
 def _free_name(prefix: str, time_ns: int, taken: set[str]) -> str:

@@ -115,8 +115,9 @@ class Catalog(Transactions):
             raise CorruptError(f"{self.path}: what changed since the last snapshot cannot be read: {exc}") from exc
 
     def announce_snapshot(self, time_ns: int) -> None:
-        """A snapshot of this instant is about to be safe; to be committed, durably, before it is."""
-        self.set_meta(SNAPSHOT_KEY, max(time_ns, self.get_meta(SNAPSHOT_KEY, 0)))
+        """A snapshot of this instant, later than all others, is about to be safe; to be committed, durably, before
+        it is."""
+        self.set_meta(SNAPSHOT_KEY, time_ns)
 
     def settle_snapshot(self, base: Digest) -> None:
         """The snapshot with this root is safe: the next one builds on it (`stale.begin` was called)."""

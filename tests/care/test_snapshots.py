@@ -8,6 +8,7 @@ import os
 import random
 import sqlite3
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,30 @@ async def test_automatic_snapshots_come_by_themselves_if_something_changed(tmp_p
         left = refs_in(tmp_path)
         assert len(left) == 2
         assert "by-hand" in left
+
+
+@pytest.mark.parametrize(("ahead_s", "told"), [(30, False), (300, True), (10 * 365 * 86_400, True)])
+async def test_after_the_clock_was_set_back_the_last_snapshot_is_still_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead_s: int, told: bool
+) -> None:
+    async with work(tmp_path) as w:
+        real = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real() + ahead_s * 10**9)
+        await w.save(b"a", b"ahead")
+        assert await Snapshots(w.store).take_last()
+        (future,) = refs_in(tmp_path)
+        monkeypatch.undo()
+        await w.save(b"a", b"right")
+        assert await Snapshots(w.store).take_last()
+        assert newest(w.store) == of_store(w.store)
+        assert refs_in(tmp_path) != [future]
+        assert ("ahead of the clock" in caplog.text) is told
+        for info in await Snapshots(w.store).list():
+            await Snapshots(w.store).delete(info.name)
+        caplog.clear()
+        # Nothing of that time is left.
+        taken = await Snapshots(w.store).take()
+        assert abs(taken.info.time_ns - real()) < 60 * 10**9 and "ahead" not in caplog.text
 
 
 async def _wait_for_another(path: Path, known: list[str]) -> list[str]:

@@ -176,8 +176,8 @@ class Backup:
         if latest.time_ns > refs[0].time_ns:
             self._flaws.append(
                 f"{self._destination}: nothing was removed, since snapshot {printable(latest.name)} there is"
-                " later than all of the store, which may have been put back from a copy; a new snapshot in the store"
-                " ends that"
+                " later than all of the store, which may have been put back from a copy; a new snapshot of the"
+                " store ends that"
             )
             return False
         why = [f"{_name(lacks)}: {_lacking(lacks)}" for lacks in followed.snapshots if not lacks.complete]
