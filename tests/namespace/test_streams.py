@@ -164,9 +164,18 @@ async def test_nobody_waits_for_a_stream_that_nobody_feeds(store: Store, disk: D
             answers[number] = exc.errno
 
     disk.fill()
+    written = threading.Event()
+
+    def wait_for_all() -> None:
+        assert written.wait(10)
+
+    # Were the first refused before the others come, none of those would be taken.
+    disk.hold = wait_for_all
     async with trio.open_nursery() as nursery:
         for number in range(6):
             nursery.start_soon(write, number, draft.end + number * 16 * KIB)
+        await wait_all_tasks_blocked()
+        written.set()
     assert draft.stuck
     assert draft.pending_bytes > 0
     answers.clear()
