@@ -1,11 +1,12 @@
-"""Opening the file of a blob to read it."""
+"""Opening files of a store that may belong to somebody else: nothing leads elsewhere."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Final
 
-__all__ = ["open_to_read"]
+__all__ = ["open_fresh", "open_to_read"]
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -22,3 +23,13 @@ def open_to_read(path: str) -> int:
         return os.open(path, _FLAGS | os.O_NOATIME)
     except PermissionError:
         return os.open(path, _FLAGS)
+
+
+def open_fresh(path: str, mode: int = 0o600) -> int:
+    """A descriptor to write a new file with, in place of what was left there, which is not followed.
+
+    Raises: OSError
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

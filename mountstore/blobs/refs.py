@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import fsync, fsync_path
-from mountstore.blobs.opening import open_to_read
+from mountstore.blobs.opening import open_fresh, open_to_read
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError
 
 REFS_NAME: Final = "refs"
@@ -158,7 +158,7 @@ def write_ref(blobs: str, ref: Ref) -> None:
         fsync_path(blobs, os.O_DIRECTORY)
     temporary = os.path.join(directory, f".{ref.name}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_fresh(temporary)
         try:
             os.write(fd, encode_ref(ref))
             fsync(fd, temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from functools import partial
 
@@ -54,6 +55,8 @@ def _flaw(draft: DraftFacts, names: set[str], changed: set[str]) -> str | None:
         return "belongs to no inode"
     if draft.mode & TYPE_BITS != stat.S_IFREG:
         return "belongs to something that is no regular file"
+    if os.path.basename(draft.staging) != draft.staging or draft.staging in {"", ".", ".."}:
+        return "has no file that could lie in staging"
     if draft.size < 0 or draft.base_limit < 0:
         return "has an impossible size"
     try:

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from mountstore.blobs.digest import Digest
+from mountstore.blobs.opening import open_fresh
 from mountstore.errors import MisuseError
 from mountstore.store.layout import NEW_SUFFIX
 
@@ -67,13 +68,18 @@ def read_notes(path: str) -> Notes:
     return notes if notes.format == _FORMAT else Notes()
 
 
-def note_bad_blobs(path: str, found: Collection[BadBlob]) -> None:
-    """Add what a scrub found to the notes at `path`. Raises: OSError; the old ones are then as they were."""
+def note_bad_blobs(path: str, found: Collection[BadBlob], unreadable: int) -> None:
+    """Add what a scrub found to the notes at `path`. Raises: OSError; the old ones are then as they were.
+
+    Args:
+      unreadable: How many blobs the disk did not give; it may another time, so they count, and are not noted.
+    """
     old = read_notes(path)
     known = {(bad.name, bad.level) for bad in found}
     others = [bad for bad in old.bad_blobs if (bad.name, bad.level) not in known]
     new = len(others) + len(found) - len(old.bad_blobs)
-    write_notes(path, msgspec.structs.replace(old, errors=old.errors + new, bad_blobs=[*others, *found]))
+    errors = old.errors + new + unreadable
+    write_notes(path, msgspec.structs.replace(old, errors=errors, bad_blobs=[*others, *found]))
 
 
 def write_notes(path: str, notes: Notes) -> None:
@@ -83,7 +89,7 @@ def write_notes(path: str, notes: Notes) -> None:
     """
     fresh = path + NEW_SUFFIX
     # Findings name files of directories that not everybody may list.
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = open_fresh(fresh)
     with open(fd, "wb") as file:
         if os.geteuid() == 0:
             # Else the owner of the store could not read what root has found.

@@ -96,10 +96,12 @@ class _Scrub:
     def stretch(self) -> bool:
         """Go on for a while; whether there is more."""
         stretch = Stretch(self._walk)
+        unreadable = self.report.unreadable_blobs
         bad = [flaw for digest, path in stretch if (flaw := self._look(digest, path)) is not None]
-        if bad and not self._store.read_only:
+        unreadable = self.report.unreadable_blobs - unreadable
+        if (bad or unreadable) and not self._store.read_only:
             try:
-                note_bad_blobs(os.path.join(self._store.path, NOTES_NAME), bad)
+                note_bad_blobs(os.path.join(self._store.path, NOTES_NAME), bad, unreadable)
             except OSError as exc:
                 log.warning("%s: what a scrub found could not be noted: %s", NOTES_NAME, exc.strerror or exc)
         return stretch.more

@@ -89,6 +89,13 @@ class DraftRow(NamedTuple):
     dirty: bytes
 
 
+def draft_row(inode: int, staging: str, size: int, base_limit: int, dirty: bytes) -> DraftRow:
+    """Raises: CorruptError: It would lead out of staging, as the catalog of somebody who wants that does."""
+    if os.path.basename(staging) != staging or staging in {"", ".", ".."}:
+        raise CorruptError(f"the draft of inode {inode} has its bytes in {staging!r}, which is no file in staging")
+    return DraftRow(inode, staging, size, base_limit, dirty)
+
+
 class Catalog(Transactions):
     """The tables of the open database; arguments and errors as of `Transactions`."""
 
@@ -391,10 +398,10 @@ class Catalog(Transactions):
 
     def get_draft(self, inode: int) -> DraftRow | None:
         row = self._execute("SELECT * FROM draft WHERE inode = ?", (inode,)).fetchone()
-        return None if row is None else DraftRow(*row)
+        return None if row is None else draft_row(*row)
 
     def drafts(self) -> list[DraftRow]:
-        return [DraftRow(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
+        return [draft_row(*row) for row in self._execute("SELECT * FROM draft ORDER BY inode")]
 
     def add_draft_change(self, staging: str, change: bytes) -> None:
         """See `mountstore.namespace.draft_changes`."""

@@ -79,7 +79,7 @@ def replay(row: DraftRow, changes: Iterable[bytes], staging: str) -> None:
     # What had nothing flushed need not have a file.
     made = 0 if dirty_ranges(decode(row.dirty)) else os.O_CREAT
     try:
-        fd = os.open(path, os.O_RDWR | made | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | made | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileNotFoundError as exc:
         raise CorruptError(f"{path}: the file of the draft is gone") from exc
     try:

@@ -140,7 +140,7 @@ def is_whole(row: DraftRow, record: Closed, staging: str, *, cold: bool) -> bool
     """
     dirty = RangeSet(record.dirty)
     try:
-        fd = os.open(os.path.join(staging, row.staging), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(os.path.join(staging, row.staging), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

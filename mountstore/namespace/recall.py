@@ -165,6 +165,9 @@ class Recall:
             if selector is None and not _says_version(path, line):
                 raise MisuseError(f"{shown(path)}: say which version of it, as PATH@N or PATH@TIME")
             if line.inode.draft is None:
+                content = self._get(line, number).content
+                if content is not None:
+                    await self._contents.in_thread(require_blobs, self._tree, content)
                 return line.inode
         version = self._get(line, number)
         parent, name = (line.parent, line.name) if to is None else self._place_of(to)

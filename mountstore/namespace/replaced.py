@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import Digest
-from mountstore.namespace.catalog import Catalog, DraftRow, PreviousRow
+from mountstore.namespace.catalog import Catalog, DraftRow, PreviousRow, draft_row
 
 LAPSE_S = 40.0
 """An open note ends with the first hard sync that begins so long after it was made."""
@@ -227,7 +227,7 @@ def from_row(row: PreviousRow) -> Previous:
     draft = None
     if staging is not None:
         assert draft_size is not None and base_limit is not None and dirty is not None
-        draft = DraftRow(inode, staging, draft_size, base_limit, dirty)
+        draft = draft_row(inode, staging, draft_size, base_limit, dirty)
     return Previous(content, allocated, draft, bool(open_))
 
 

@@ -40,7 +40,7 @@ SPARED = 16
 """Descriptors that drafts leave to others, or a quarter of all if there are few: sealing takes some, and only
 sealing sets those of drafts free."""
 
-_DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 Stretch = tuple[int, int, bool]
 """Start and end of bytes, and whether they lie in the staging file."""

@@ -11,6 +11,7 @@ import msgspec
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import fsync_path
+from mountstore.blobs.opening import open_fresh
 from mountstore.blobs.refs import has_refs
 from mountstore.blobs.tree import DIR_LIMIT
 from mountstore.errors import StoreError
@@ -75,7 +76,7 @@ def _table(name: str, fields: dict[str, object], usual: msgspec.Struct) -> list[
 def write_config(path: str, text: str) -> None:
     """Put `store.toml` into the store at `path`, in one step, so that it survives power loss."""
     target = os.path.join(path, CONFIG_NAME)
-    with open(target + NEW_SUFFIX, "w", encoding="utf-8") as file:
+    with open(open_fresh(target + NEW_SUFFIX, 0o666), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -31,7 +31,7 @@ class StoreLock:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.join(path, LOCK_NAME)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = _open(self.path)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -50,6 +50,20 @@ class StoreLock:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
         os.close(self._fd)
+
+
+def _open(path: str) -> int:
+    # The store may belong to somebody who wants root to write elsewhere.
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        fd = os.open(path, flags | os.O_CREAT, 0o644)
+    if os.geteuid() == 0:
+        # Else the owner of the store could not lock it any more after root has.
+        owner = os.stat(os.path.dirname(path))
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+    return fd
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -11,6 +12,8 @@ from care.garbage import Work, bytes_like
 from control.conftest import Desk
 from control.test_collecting import ask, refused
 from mountstore.blobs.digest import Digest
+from mountstore.blobs.opening import open_to_read
+from mountstore.care import scrub
 from mountstore.care.notes import read_notes
 from mountstore.namespace.inodes import ROOT
 
@@ -113,6 +116,10 @@ async def test_what_is_lost_is_not_restored(desk: Desk, work: Work, size: int) -
         assert await refused(desk, line) == "BlobMissingError"
     assert desk.store.namespace.find(ROOT, b"g") is None
     assert await content_of(work, b"f", below.id) == b"another"
+    # Not even if it is what the file has.
+    await work.save(b"now", bytes_like(2, size), below.id)
+    os.unlink(max((path for _, path in desk.store.tree.walk()), key=lambda path: os.stat(path).st_mtime_ns))
+    assert await refused(desk, "restore d/now@1") == "BlobMissingError"
 
 
 async def test_restore_of_a_directory(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]]) -> None:
@@ -208,6 +215,26 @@ async def test_scrub_finds_what_is_damaged(desk: Desk, work: Work, caplog: pytes
     await work.save(b"bad", b"bad!")
     assert (await ask(desk, "scrub"))["damaged_blobs"] == 0
     assert await content_of(work, b"bad") == b"bad!"
+
+
+async def test_scrub_counts_what_the_disk_does_not_give(
+    desk: Desk, work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await work.save(b"good", b"good")
+    await work.save(b"bad", b"bad!")
+
+    def read(path: str) -> int:
+        if path.endswith(Digest.of(b"bad!").name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open_to_read(path)
+
+    monkeypatch.setattr(scrub, "open_to_read", read)
+    found = await ask(desk, "scrub")
+    assert (found["unreadable_blobs"], found["damaged_blobs"]) == (1, 0)
+    assert "Input/output error" in caplog.text
+    # It may be read another time, but a check before the next mount has to look.
+    notes = read_notes(f"{desk.store.path}/fsck.json")
+    assert (notes.errors, notes.bad_blobs) == (1, [])
 
 
 async def test_sync_and_numbers(desk: Desk, work: Work) -> None:

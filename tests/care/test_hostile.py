@@ -1,0 +1,105 @@
+"""A store of somebody who wants root to read or write elsewhere, by links or by what the catalog says."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from care.garbage import work
+from mountstore.care.checking import check_store
+from mountstore.care.findings import Kind
+from mountstore.care.notes import read_notes
+from mountstore.care.repair import repair_store
+from mountstore.care.snapshots import Snapshots
+from mountstore.errors import CorruptError
+from mountstore.namespace.catalog import Catalog
+from mountstore.store.config import config_text, read_config, write_config
+from mountstore.store.create import create_store
+from mountstore.store.lock import StoreLock
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    create_store(str(path))
+    return path
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text("of root")
+    path.chmod(0o600)
+    os.chown(path, 0, 0)
+    return path
+
+
+def is_untouched(victim: Path) -> bool:
+    status = victim.stat()
+    return victim.read_text() == "of root" and (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(store: Path, victim: Path) -> None:
+    (store / "lock").unlink(missing_ok=True)
+    (store / "lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        StoreLock(str(store))
+    assert is_untouched(victim)
+
+
+def test_the_lock_that_root_makes_is_the_owners(store: Path) -> None:
+    (store / "lock").unlink(missing_ok=True)
+    os.chown(store, 41001, 41002)
+    StoreLock(str(store)).release()
+    status = (store / "lock").stat()
+    assert (status.st_uid, status.st_gid) == (41001, 41002)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_what_is_written_anew_goes_nowhere_else(store: Path, victim: Path, link: object) -> None:
+    assert callable(link)
+    os.chown(store, 41001, 41001)
+    for name in ("fsck.json.new", "store.toml.new"):
+        link(victim, store / name)
+    check_store(str(store), full=True)
+    assert read_notes(str(store / "fsck.json")).full_s
+    config = read_config(str(store))
+    write_config(str(store), config_text(config))
+    assert read_config(str(store)) == config
+    assert is_untouched(victim)
+
+
+@pytest.mark.trio
+async def test_a_ref_goes_nowhere_else(tmp_path: Path, victim: Path) -> None:
+    async with work(tmp_path / "store") as w:
+        refs = Path(w.store.tree.root) / "refs"
+        refs.mkdir(exist_ok=True)
+        os.link(victim, refs / ".a.tmp")
+        await w.save(b"f", b"f")
+        await Snapshots(w.store).take("a")
+    assert is_untouched(victim)
+
+
+@pytest.mark.trio
+async def test_a_draft_lies_in_staging(tmp_path: Path, victim: Path) -> None:
+    """Else the file would be read into the store, and deleted."""
+    async with work(tmp_path / "store") as w:
+        await w.save(b"f", b"f")
+        inode, path = w.find(b"f").id, Path(w.store.path)
+    for name in (f"../../{victim.name}", str(victim), "..", ""):
+        with sqlite3.connect(path / "catalog.db") as database:
+            database.execute("DELETE FROM draft")
+            database.execute("INSERT INTO draft VALUES (?, ?, 7, 0, ?)", (inode, name, b""))
+            database.execute("UPDATE meta SET value = 0 WHERE key = 'clean'")
+        database.close()
+        catalog = Catalog(str(path / "catalog.db"))
+        with pytest.raises(CorruptError, match="no file in staging"):
+            catalog.drafts()
+        catalog.close()
+        assert Kind.DRAFT_LOST in check_store(str(path)).counts
+        repair_store(str(path), approve=lambda report: True)
+        assert check_store(str(path)).error_count == 0
+        assert is_untouched(victim)
