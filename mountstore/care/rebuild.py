@@ -314,6 +314,7 @@ class _Rebuild:
                 fsync_path(aside, os.O_DIRECTORY)
                 fsync_path(self.path, os.O_DIRECTORY)
             on_step("put the catalog in place")
+            os.chmod(built, 0o600)
             self.give_to_owner(built)
             os.rename(built, os.path.join(self.path, CATALOG_NAME))
         except BaseException:

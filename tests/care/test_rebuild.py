@@ -92,6 +92,8 @@ def test_everything_comes_back_from_a_copy(
 
 def test_versions_come_back(lost: Lost) -> None:
     rebuild_store(str(lost.path))
+    # It tells the names of all files, and holds small contents.
+    assert (lost.path / "catalog.db").stat().st_mode & 0o777 == 0o600
 
     async def body() -> None:
         async with Store.open(str(lost.path)).running() as store:

@@ -423,6 +423,8 @@ def test_a_clock_that_was_set_back_hides_no_damage(shared_mount: LiveMount, tmp_
     fill(shared_mount.path / "d", 1, 5)
     backup = tmp_path / "backup"
     done("backup", backup, cwd=shared_mount.path)
+    # Whoever gets to the blobs can read them.
+    assert backup.stat().st_mode & 0o777 == 0o700
     os.truncate(next((backup / "blobs").rglob("*_c350")), 7)
     a_day_ago_ns = now_ns() - 86_400 * 10**9
     with (

@@ -20,9 +20,10 @@ DEFAULT_SHELL = ("ssh", "-o", "BatchMode=yes")
 STAGING = ".staging"
 """Where files lie at the destination, in `blobs`, until they are whole."""
 
-# Only the last directory is made: if the one above is missing, a disk is not mounted.
+# Only the last directory is made: if the one above is missing, a disk is not mounted. Blobs can be read by whoever
+# gets to them.
 _MAKE = """
-[ -d "$1" ] || mkdir -- "$1" || exit
+[ -d "$1" ] || mkdir -m 700 -- "$1" || exit
 """
 
 _CLEAR = """
