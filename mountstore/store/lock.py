@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from mountstore.blobs.flush import takes_no_writes
-from mountstore.errors import BusyError
-from mountstore.store.layout import LOCK_NAME
+from mountstore.errors import BusyError, StoreError
+from mountstore.store.layout import BAD_NAME, LOCK_NAME, PINS_NAME, STAGING_NAME, TRASH_NAME
 
 __all__ = ["StoreLock", "boot_id", "unchanging"]
 
@@ -27,9 +27,11 @@ class StoreLock:
 
     Raises:
       BusyError: Somebody holds it.
+      StoreError: Parts of the store lead to what belongs to somebody else.
     """
 
     def __init__(self, path: str) -> None:
+        _require_own_parts(path)
         self.path = os.path.join(path, LOCK_NAME)
         self._fd = _open(self.path)
         try:
@@ -50,6 +52,15 @@ class StoreLock:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, 0)
         os.close(self._fd)
+
+
+def _require_own_parts(path: str) -> None:
+    """What lies in these is deleted and moved: root is not to do that elsewhere for the owner of a store."""
+    owner = os.stat(path).st_uid
+    for name in (STAGING_NAME, TRASH_NAME, BAD_NAME, PINS_NAME):
+        part = os.path.join(path, name)
+        if os.path.islink(part) and os.path.exists(part) and os.stat(part).st_uid != owner:
+            raise StoreError(f"{part}: leads to a directory that does not belong to the owner of the store")
 
 
 def _open(path: str) -> int:

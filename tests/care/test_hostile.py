@@ -14,8 +14,9 @@ from mountstore.care.findings import Kind
 from mountstore.care.notes import read_notes
 from mountstore.care.repair import repair_store
 from mountstore.care.snapshots import Snapshots
-from mountstore.errors import CorruptError
+from mountstore.errors import CorruptError, StoreError
 from mountstore.namespace.catalog import Catalog
+from mountstore.store import Store
 from mountstore.store.config import config_text, read_config, write_config
 from mountstore.store.create import create_store
 from mountstore.store.lock import StoreLock
@@ -48,6 +49,20 @@ def test_a_lock_that_is_a_link_is_not_followed(store: Path, victim: Path) -> Non
     with pytest.raises(OSError, match="symbolic links"):
         StoreLock(str(store))
     assert is_untouched(victim)
+
+
+def test_parts_lead_to_nothing_of_somebody_else(store: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "file").write_text("of root")
+    (store / "staging").rmdir()
+    (store / "staging").symlink_to(others)
+    StoreLock(str(store)).release()
+    os.chown(store, 41001, 41001)
+    for act in (lambda: Store.open(str(store)), lambda: repair_store(str(store), approve=lambda report: True)):
+        with pytest.raises(StoreError, match="does not belong to the owner"):
+            act()
+    assert (others / "file").read_text() == "of root"
 
 
 def test_the_lock_that_root_makes_is_the_owners(store: Path) -> None:
