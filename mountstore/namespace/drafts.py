@@ -21,7 +21,7 @@ from mountstore.errors import CorruptError, MisuseError, StaleError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.contents import Contents
 from mountstore.namespace.draft import MEMORY_MAX, Draft, MemoryDraft
-from mountstore.namespace.inodes import Change, Inode, InodeTable
+from mountstore.namespace.inodes import Change, Inode, InodeTable, kept_mode
 from mountstore.namespace.recorded_drafts import DraftRecords
 from mountstore.namespace.replaced import Replaced
 from mountstore.namespace.space import Space
@@ -125,9 +125,13 @@ class Drafts:
     def _begin(self, inode: Inode, draft: Draft) -> None:
         """From now on the inode has this draft. Not earlier: a writer that closes ends a change without one."""
         if inode.change is None:
-            inode.change = Change(draft.base, inode.mtime_ns)
+            inode.change = self._change_of(inode, draft.base)
         inode.draft = draft
         self.inodes.add(inode)
+
+    def _change_of(self, inode: Inode, origin: Content) -> Change:
+        mode = kept_mode(self._catalog, inode)
+        return Change(origin, inode.mtime_ns, mode=mode, uid=inode.uid, gid=inode.gid)
 
     def _new_staged(self, inode: Inode, base: Content, reader: ContentReader | None) -> StagedDraft:
         path = self._new_path(inode)
@@ -342,7 +346,7 @@ class Drafts:
             self.inodes.add(inode)
             inode.size = draft.size_bytes
             inode.view = None
-            inode.change = Change(base, inode.mtime_ns)
+            inode.change = self._change_of(inode, base)
             inode.change.ended = True
             inode.change.touch(min((start for start, _ in draft.dirty_ranges()), default=draft.size_bytes))
             restored += 1

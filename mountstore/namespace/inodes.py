@@ -26,6 +26,7 @@ from mountstore.blobs.clock import now_ns
 from mountstore.blobs.content import EMPTY, Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import StaleError
+from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog, InodeRow
 
 if TYPE_CHECKING:
@@ -49,18 +50,33 @@ _CRASH_GAP = 1 << 20
 _NS_MIN, _NS_MAX = -(1 << 63), (1 << 63) - 1
 
 
+def kept_mode(catalog: Catalog, inode: Inode) -> int:
+    """The mode a version of the inode has.
+
+    Access control lists are not kept with versions. Without its list, the mode's bits for group and others
+    could let in whom the list kept out, so of such a file the owner's rights are kept only.
+    """
+    if inode.xattrs and catalog.get_xattr(inode.id, acls.ACCESS) is not None:
+        return inode.mode & ~0o077
+    return inode.mode
+
+
 class Change:
     """A change of a content, from the first write until the last writer has closed and it is sealed.
 
+    `mode`, `uid` and `gid` are whose the origin was: a writer may change them before it closes.
     `lowest` is the first byte that was written or cut off: at the end of the origin or beyond, the origin is a
     prefix of what it becomes.
     """
 
-    __slots__ = ("ended", "lowest", "mtime_ns", "origin", "recorded")
+    __slots__ = ("ended", "gid", "lowest", "mode", "mtime_ns", "origin", "recorded", "uid")
 
-    def __init__(self, origin: Content, mtime_ns: int) -> None:
+    def __init__(self, origin: Content, mtime_ns: int, *, mode: int, uid: int, gid: int) -> None:
         self.origin = origin
         self.mtime_ns = mtime_ns
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
         self.lowest = origin.size_bytes
         self.ended = False
         """The last writer has closed; what a later one does is another change."""

@@ -34,10 +34,9 @@ from typing import NamedTuple
 
 from mountstore.blobs.clock import end_ns, now_ns
 from mountstore.blobs.content import EMPTY, Content
-from mountstore.namespace import acl as acls
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.history import Histories, Version
-from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.namespace.inodes import Inode, InodeTable, kept_mode
 
 RETAKEN_S = 60.0
 """An editor that has moved a file away writes the new one within this time."""
@@ -94,14 +93,8 @@ class Versions:
             self.enabled = enabled
 
     def kept_mode(self, inode: Inode) -> int:
-        """The mode a version of the inode has.
-
-        Access control lists are not kept with versions. Without its list, the mode's bits for group and others
-        could let in whom the list kept out, so of such a file the owner's rights are kept only.
-        """
-        if inode.xattrs and self._catalog.get_xattr(inode.id, acls.ACCESS) is not None:
-            return inode.mode & ~0o077
-        return inode.mode
+        """The mode a version of the inode has, as it is now."""
+        return kept_mode(self._catalog, inode)
 
     # --- what inodes had in place ---
 
@@ -150,9 +143,9 @@ class Versions:
         history = self.histories.append(
             known,
             origin,
-            mode=self.kept_mode(inode),
-            uid=inode.uid,
-            gid=inode.gid,
+            mode=change.mode,
+            uid=change.uid,
+            gid=change.gid,
             mtime_ns=change.mtime_ns,
             until_ns=end_ns(change.mtime_ns, now_ns()),
             # Only what has ended is sure to begin with the same bytes: its writer might still change them.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mount.live import LiveMount, run_as
+from mount.live import LiveMount, run, run_as
 
 ANN, BOB = 41001, 65534
 STAFF = 42000
@@ -166,3 +166,27 @@ def test_setuid_and_setgid_are_cleared_as_ext4_does(
             modes.append((oct(mode), failed, oct(stat.S_IMODE(path.stat().st_mode))))
         seen.append(modes)
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("size", [7, 100_000, 3_000_000])
+@pytest.mark.parametrize("before_close", [True, False])
+def test_a_version_is_for_whom_the_file_was_for_then(mount: LiveMount, size: int, before_close: bool) -> None:
+    """Also if its mode and owner change while the next content is written, as by `cp -p`, or being sealed."""
+    file = mount.path / "f"
+    file.write_bytes(b"secret" * size)
+    file.chmod(0o600)
+    run("sync", "-f", mount.path)
+    with file.open("r+b", buffering=0) as writer:
+        writer.truncate(0)
+        writer.write(b"public" * size)
+        if before_close:
+            os.chown(writer.fileno(), 41002, 41002)
+            os.fchmod(writer.fileno(), 0o644)
+    if not before_close:
+        os.chown(file, 41002, 41002)
+        file.chmod(0o644)
+    old, new = mount.path / ".versions/f/1", mount.path / ".versions/f/2"
+    status = old.stat()
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o400, 0, 0)
+    assert old.read_bytes() == b"secret" * size
+    assert (new.stat().st_mode & 0o777, new.stat().st_uid) == (0o444, 41002)
