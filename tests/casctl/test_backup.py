@@ -372,6 +372,28 @@ def test_a_snapshot_that_is_deleted_meanwhile_is_in_the_copy(mount: LiveMount, t
     check(backup)
 
 
+def test_a_destination_that_is_full_is_gone_on_with_when_there_is_room(mount: LiveMount, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    backup.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", backup)
+    try:
+        fill(mount.path / "d", 1, 10)
+        done("backup", backup, cwd=mount.path)
+        before = os.listdir(backup / "blobs" / "refs")
+        fill(mount.path / "d", 2, 80)
+        ended = casctl("backup", backup, cwd=mount.path)
+        assert ended.returncode == 1 and "No space left" in ended.stderr, ended.stderr
+        assert os.listdir(backup / "blobs" / "refs") == before
+        found = verify_blobs(str(backup))
+        assert found.ok and found.snapshots[0].complete
+        run("mount", "-o", "remount,size=20m", backup)
+        for _ in range(2):
+            done("backup", backup, cwd=mount.path)
+            check(backup)
+    finally:
+        run("umount", backup)
+
+
 def test_a_mirror_removes_nothing_of_somebody_else(shared_mount: LiveMount, tmp_path: Path) -> None:
     fill(shared_mount.path / "d", 1, 5)
     backup = tmp_path / "backup"

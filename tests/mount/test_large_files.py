@@ -531,3 +531,20 @@ def test_a_database_of_some_megabytes(mount: LiveMount) -> None:
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert dict(database.execute("SELECT id, value FROM t")) == rows
     database.close()
+
+
+def test_a_file_of_five_gigabytes(make_mount: MountMaker) -> None:
+    """Offsets and sizes that 32 bits do not hold, in what is written, told, and read after a remount."""
+    mount = make_mount()
+    file, size = mount.path / "f", 5 << 30
+    ends = [(0, b"begin"), ((1 << 32) - 3, b"across"), (size - 3, b"end")]
+    with file.open("wb", buffering=0) as writer:
+        for offset, data in ends:
+            os.pwrite(writer.fileno(), data, offset)
+    for _ in range(2):
+        assert file.stat().st_size == size
+        with file.open("rb", buffering=0) as reader:
+            for offset, data in ends:
+                assert os.pread(reader.fileno(), 10, offset).rstrip(b"\0") == data
+            assert os.pread(reader.fileno(), 10, 1 << 31) == bytes(10)
+        mount.remount()
