@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["open_fresh", "open_to_read"]
+__all__ = ["give_to_owner", "open_fresh", "open_to_read"]
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -33,3 +33,16 @@ def open_fresh(path: str, mode: int = 0o600) -> int:
     with suppress(FileNotFoundError):
         os.unlink(path)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+def give_to_owner(file: int | str, like: str) -> None:
+    """Let what root has made belong to whom `like` belongs, or he could not use it; others change nothing.
+
+    Args:
+      file: A descriptor, or a path, of which a symbolic link is not followed.
+
+    Raises: OSError
+    """
+    if os.geteuid() == 0:
+        owner = os.stat(like)
+        os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=isinstance(file, int))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from functools import partial
 
@@ -10,6 +9,7 @@ from mountstore.care.findings import Change, Findings, Kind
 from mountstore.care.premises import Premises
 from mountstore.errors import CorruptError
 from mountstore.namespace.audit import Audit, DraftFacts
+from mountstore.namespace.catalog import lies_in_staging
 from mountstore.namespace.draft_record import decode, dirty_ranges
 from mountstore.namespace.drafts import inode_of_draft
 from mountstore.namespace.inodes import TYPE_BITS
@@ -55,7 +55,7 @@ def _flaw(draft: DraftFacts, names: set[str], changed: set[str]) -> str | None:
         return "belongs to no inode"
     if draft.mode & TYPE_BITS != stat.S_IFREG:
         return "belongs to something that is no regular file"
-    if os.path.basename(draft.staging) != draft.staging or draft.staging in {"", ".", ".."}:
+    if not lies_in_staging(draft.staging):
         return "has no file that could lie in staging"
     if draft.size < 0 or draft.base_limit < 0:
         return "has an impossible size"

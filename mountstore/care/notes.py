@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.opening import open_fresh
+from mountstore.blobs.opening import give_to_owner, open_fresh
 from mountstore.errors import MisuseError
 from mountstore.store.layout import NEW_SUFFIX
 
@@ -91,9 +91,6 @@ def write_notes(path: str, notes: Notes) -> None:
     # Findings name files of directories that not everybody may list.
     fd = open_fresh(fresh)
     with open(fd, "wb") as file:
-        if os.geteuid() == 0:
-            # Else the owner of the store could not read what root has found.
-            owner = os.stat(os.path.dirname(path))
-            os.fchown(fd, owner.st_uid, owner.st_gid)
+        give_to_owner(fd, os.path.dirname(path))
         file.write(msgspec.json.format(msgspec.json.encode(notes), indent=1))
     os.rename(fresh, path)

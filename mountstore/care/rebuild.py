@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mountstore.blobs.flush import fsync_path, syncfs
+from mountstore.blobs.opening import give_to_owner
 from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.inspection import Candidate, Inspection, Progress, Survey
@@ -341,8 +342,6 @@ class _Rebuild:
         return path
 
     def give_to_owner(self, *paths: str) -> None:
-        """Let what root makes belong to whom the store belongs, or he could not use it."""
-        if os.geteuid() == 0:
-            owner = os.stat(self.path)
-            for path in paths:
-                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        """To whom the store belongs."""
+        for path in paths:
+            give_to_owner(path, self.path)

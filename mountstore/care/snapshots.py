@@ -133,8 +133,9 @@ class Snapshots:
             check_ref_name(name)
         started = time.monotonic()
         async with store.snapshotting:
-            taken_names = await trio.to_thread.run_sync(self._names)
-            latest = await trio.to_thread.run_sync(self._latest)
+            refs, bad = await trio.to_thread.run_sync(read_refs, store.tree.root)
+            taken_names = {ref.name for ref in refs} | {ref.name for ref in bad}
+            latest = next((ref for ref in refs if ref.uuid == store.config.uuid), None)
             if name in taken_names:
                 raise ExistsError(f"there is a snapshot {name} already")
             await store.sealer.settle_or_keep()
@@ -235,17 +236,6 @@ class Snapshots:
         return image, *written[0]
 
     # --- refs ---
-
-    def _latest(self) -> Ref | None:
-        """The latest snapshot of the store."""
-        refs, _ = read_refs(self._store.tree.root)
-        return next((ref for ref in refs if ref.uuid == self._store.config.uuid), None)
-
-    def _names(self) -> set[str]:
-        try:
-            return set(os.listdir(os.path.join(self._store.tree.root, REFS_NAME)))
-        except FileNotFoundError:
-            return set()
 
     async def list(self) -> Sequence[SnapshotInfo]:
         """All snapshots, newest first, and refs that cannot be read, last."""

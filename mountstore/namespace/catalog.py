@@ -89,9 +89,14 @@ class DraftRow(NamedTuple):
     dirty: bytes
 
 
+def lies_in_staging(name: str) -> bool:
+    """Whether that can be a file in staging: a catalog may be made to lead elsewhere."""
+    return os.path.basename(name) == name and name not in {"", ".", ".."}
+
+
 def draft_row(inode: int, staging: str, size: int, base_limit: int, dirty: bytes) -> DraftRow:
-    """Raises: CorruptError: It would lead out of staging, as the catalog of somebody who wants that does."""
-    if os.path.basename(staging) != staging or staging in {"", ".", ".."}:
+    """Raises: CorruptError: Its file does not lie in staging."""
+    if not lies_in_staging(staging):
         raise CorruptError(f"the draft of inode {inode} has its bytes in {staging!r}, which is no file in staging")
     return DraftRow(inode, staging, size, base_limit, dirty)
 

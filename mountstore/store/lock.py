@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from mountstore.blobs.flush import takes_no_writes
+from mountstore.blobs.opening import give_to_owner
 from mountstore.errors import BusyError, StoreError
 from mountstore.store.layout import BAD_NAME, LOCK_NAME, PINS_NAME, STAGING_NAME, TRASH_NAME
 
@@ -70,10 +71,7 @@ def _open(path: str) -> int:
         return os.open(path, flags)
     except FileNotFoundError:
         fd = os.open(path, flags | os.O_CREAT, 0o644)
-    if os.geteuid() == 0:
-        # Else the owner of the store could not lock it any more after root has.
-        owner = os.stat(os.path.dirname(path))
-        os.fchown(fd, owner.st_uid, owner.st_gid)
+    give_to_owner(fd, os.path.dirname(path))
     return fd
 
 

@@ -23,10 +23,10 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mountstore.blobs.clock import now_ns
+from mountstore.blobs.opening import give_to_owner, open_fresh
 from mountstore.blobs.refs import REFS_NAME, Ref, encode_ref, read_refs
 from mountstore.cli.casctl.arguments import Settings
 from mountstore.cli.casctl.backup_check import BLOB_FILTER, damaged_blobs, missing_blobs
@@ -222,17 +222,18 @@ class Backup:
     def _copy_refs(self, refs: Sequence[Ref]) -> None:
         """As they were when collections were held: of one that was deleted since, the copy is whole as well."""
         self._teller.stage("snapshots")
-        like = os.stat(os.path.join(self._blobs, REFS_NAME))
+        like = os.path.join(self._blobs, REFS_NAME)
         with tempfile.TemporaryDirectory() as directory:
             os.mkdir(os.path.join(directory, REFS_NAME))
             for ref in refs:
                 path = os.path.join(directory, REFS_NAME, ref.name)
-                with open(path, "xb", opener=_private) as file:
+                with open(open_fresh(path), "wb") as file:
                     file.write(encode_ref(ref))
                 os.utime(path, ns=(ref.time_ns, ref.time_ns))
-                _give(path, like)
-            _give(os.path.join(directory, REFS_NAME), like)
-            os.chmod(os.path.join(directory, REFS_NAME), stat.S_IMODE(like.st_mode))
+                give_to_owner(path, like)
+            # rsync gives the directory there what this one has.
+            give_to_owner(os.path.join(directory, REFS_NAME), like)
+            os.chmod(os.path.join(directory, REFS_NAME), stat.S_IMODE(os.stat(like).st_mode))
             names = [f"{REFS_NAME}/{ref.name}" for ref in refs]
             Rsync(directory, self._destination, self._options).copy("", "--checksum", names=names)
 
@@ -331,16 +332,6 @@ class Backup:
                 f"damaged in the store, and not whole in the copy: {_listed(lost)}; fsck.cas tells which files"
                 " that concerns"
             )
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _give(path: str, like: os.stat_result) -> None:
-    """To the owner of another file, as far as this user may."""
-    with suppress(PermissionError):
-        os.chown(path, like.st_uid, like.st_gid)
 
 
 def _name(snapshot: Candidate) -> str:
