@@ -9,7 +9,7 @@ Blocks; any thread. Memory grows with what differs. Errors: those of `SnapshotTr
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -41,28 +41,87 @@ class ChangedPath(NamedTuple):
     difference: Difference
 
 
-def diff(old: SnapshotTree, new: SnapshotTree) -> Iterator[ChangedPath]:
-    """Every path at which the newer snapshot shows something else than the older one, sorted.
+def diff(old: SnapshotTree, new: SnapshotTree, check: Callable[[], None] = lambda: None) -> Differences:
+    """Every path at which the newer snapshot shows something else than the older one.
 
     A path is told once: what was renamed is not told to have changed as well. What lies below a directory that
     was renamed, and did not change, is not told. Times of change and of access, the times of directories, numbers
     of links, and histories do not count.
+
+    Args:
+      check: Called now and then; what it raises ends the comparison.
     """
-    comparison = _Comparison(old, new)
+    comparison = _Comparison(old, new, check)
     comparison.run()
-    for path in sorted(comparison.found):
-        if path == LIMBO or path.startswith(LIMBO + b"/"):
-            continue
-        yield ChangedPath(path, comparison.found[path])
+    return comparison.found
+
+
+class _Name:
+    """A name on the way to a difference, or the root."""
+
+    __slots__ = ("below", "difference")
+
+    def __init__(self) -> None:
+        self.difference: Difference | None = None
+        self.below: dict[bytes, _Name] = {}
+
+    def at(self, name: bytes) -> _Name:
+        found = self.below.get(name)
+        if found is None:
+            found = self.below[name] = _Name()
+        return found
+
+
+class Differences:
+    """Differences in the order of a walk: a directory before what lies in it, names in byte order.
+
+    They are kept as a tree of names, and a path is put together when it is asked for: paths may be far longer
+    than PATH_MAX, and those of n directories in each other take n ** 2 bytes.
+    """
+
+    def __init__(self) -> None:
+        self.root: Final = _Name()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[ChangedPath]:
+        if self.root.difference is not None:
+            yield ChangedPath(b"", self.root.difference)
+        way: list[bytes] = []
+        walks = [(self.root, iter(sorted(self.root.below)))]
+        while walks:
+            directory, names = walks[-1]
+            name = next(names, None)
+            if name is None:
+                walks.pop()
+                if way:
+                    way.pop()
+                continue
+            way.append(name)
+            place = directory.below[name]
+            if place.difference is not None:
+                yield ChangedPath(b"/".join(way), place.difference)
+            walks.append((place, iter(sorted(place.below))))
+
+    def add(self, place: _Name | None, difference: Difference) -> bool:
+        """Note what is different somewhere; nothing if something is known already, or nobody can get there."""
+        if place is None or place.difference is not None:
+            return False
+        place.difference = difference
+        self._count += 1
+        return True
 
 
 class _Comparison:
-    def __init__(self, old: SnapshotTree, new: SnapshotTree) -> None:
+    def __init__(self, old: SnapshotTree, new: SnapshotTree, check: Callable[[], None]) -> None:
         self._old = old
         self._new = new
-        self._paths_old = _Paths(old)
-        self._paths_new = _Paths(new)
-        self.found: dict[bytes, Difference] = {}
+        self._check = check
+        self.found = Differences()
+        self._places_old = _Places(old, self.found.root)
+        self._places_new = _Places(new, self.found.root)
 
     def run(self) -> None:
         # Inodes that differ and of which a name is still to be found, with how many there are.
@@ -78,19 +137,17 @@ class _Comparison:
                 else:
                     nameless[number] = after.nlink
         for number, before, after in directories:
+            self._check()
             self._compare_listings(number, _names(self._old, before), _names(self._new, after), nameless)
         for number in changed:
-            self._add(self._paths_new.of(number), Difference.CHANGED)
+            self.found.add(self._places_new.of(number), Difference.CHANGED)
         if nameless:
             self._find_names(nameless)
-
-    def _add(self, path: bytes | None, difference: Difference) -> None:
-        if path is not None:
-            self.found.setdefault(path, difference)
 
     def _changed_records(self) -> Iterator[tuple[int, InodeRecord | None, InodeRecord | None]]:
         old, new = _pages(self._old, self._old.root.inodes), _pages(self._new, self._new.root.inodes)
         for page in sorted(old.keys() | new.keys()):
+            self._check()
             if old.get(page) == new.get(page):
                 continue
             before = _records(self._old, page, old.get(page))
@@ -105,19 +162,17 @@ class _Comparison:
         for name in before.keys() | after.keys():
             was, now = before.get(name), after.get(name)
             if now is None:
-                self._add(self._paths_old.below(directory, name), Difference.REMOVED)
+                self.found.add(self._places_old.below(directory, name), Difference.REMOVED)
             elif was is None:
-                self._add(self._paths_new.below(directory, name), Difference.ADDED)
+                self.found.add(self._places_new.below(directory, name), Difference.ADDED)
             elif was != now:
-                self._add(self._paths_new.below(directory, name), Difference.REPLACED)
+                self.found.add(self._places_new.below(directory, name), Difference.REPLACED)
             elif now in nameless:
                 self._named(directory, name, now, nameless)
 
     def _named(self, directory: int, name: bytes, number: int, nameless: dict[int, int]) -> None:
-        path = self._paths_new.below(directory, name)
-        if path is None or path in self.found:
+        if not self.found.add(self._places_new.below(directory, name), Difference.CHANGED):
             return
-        self._add(path, Difference.CHANGED)
         nameless[number] -= 1
         if nameless[number] <= 0:
             del nameless[number]
@@ -125,6 +180,7 @@ class _Comparison:
     def _find_names(self, nameless: dict[int, int]) -> None:
         for record in self._new.inodes():
             if record.is_directory and record.listing is not None:
+                self._check()
                 for entry in self._new.listing(record.number):
                     if entry.inode in nameless:
                         self._named(record.number, entry.name, entry.inode, nameless)
@@ -132,30 +188,30 @@ class _Comparison:
                     return
 
 
-class _Paths:
-    """Paths of directories in one snapshot."""
+class _Places:
+    """Where the directories of one snapshot are."""
 
-    def __init__(self, tree: SnapshotTree) -> None:
+    def __init__(self, tree: SnapshotTree, root: _Name) -> None:
         self._tree = tree
-        self._known: dict[int, bytes | None] = {ROOT: b""}
+        self._known: dict[int, _Name | None] = {ROOT: root}
         self._names: dict[int, dict[int, bytes]] = {}
 
-    def of(self, directory: int) -> bytes | None:
+    def of(self, directory: int) -> _Name | None:
         """None for one that was removed, or lies in one."""
-        way: list[int] = []
+        way: list[tuple[int, int]] = []
         while directory not in self._known:
-            way.append(directory)
             record = self._tree.inode(directory)
             if not record.is_directory or len(way) > _DEPTH_MAX:
                 self._known[directory] = None
-                way.pop()
                 break
+            way.append((record.parent, directory))
             directory = record.parent
-        for number in reversed(way):
-            self._known[number] = self._path(self._tree.inode(number).parent, number)
-        return self._known[way[0] if way else directory]
+        for parent, number in reversed(way):
+            self._known[number] = self._child(parent, number)
+            directory = number
+        return self._known[directory]
 
-    def _path(self, parent: int, number: int) -> bytes | None:
+    def _child(self, parent: int, number: int) -> _Name | None:
         if parent not in self._names:
             self._names[parent] = {
                 entry.inode: entry.name for entry in self._tree.listing(parent) if entry.inode
@@ -163,9 +219,9 @@ class _Paths:
         name = self._names[parent].get(number)
         return None if name is None else self.below(parent, name)
 
-    def below(self, directory: int, name: bytes) -> bytes | None:
-        path = self.of(directory)
-        return None if path is None else path + b"/" + name if path else name
+    def below(self, directory: int, name: bytes) -> _Name | None:
+        place = self.of(directory)
+        return None if place is None or (directory == ROOT and name == LIMBO) else place.at(name)
 
 
 def _pages(tree: SnapshotTree, root: Reference | None) -> dict[int, Digest]:

@@ -6,7 +6,7 @@ from itertools import islice
 
 import trio
 
-from mountstore.care.snapshot_diff import ChangedPath, diff
+from mountstore.care.snapshot_diff import diff
 from mountstore.care.snapshots import SnapshotInfo, Snapshots
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind
 from mountstore.control.context import Context
@@ -16,6 +16,9 @@ __all__ = ["COMMANDS"]
 
 _ROWS_MAX = 10_000
 """More differences are counted but not told, unless all are asked for."""
+
+_PATHS_MAX_BYTES = 64 << 20
+"""Nor are paths beyond this sum, whoever asks: those of n directories in each other take n ** 2 bytes."""
 
 
 async def _snapshot(context: Context, arguments: Arguments) -> Answer:
@@ -68,13 +71,18 @@ async def _diff(context: Context, arguments: Arguments) -> Answer:
     old = await snapshots.open(arguments.text("old"))
     new = await snapshots.open(arguments.text("new"))
 
-    def compare() -> tuple[list[ChangedPath], int]:
-        found = diff(old, new)
-        told = list(found) if arguments.flag("all") else list(islice(found, _ROWS_MAX))
-        return told, sum(1 for _ in found)
+    def compare() -> tuple[list[dict[str, object]], int]:
+        found = diff(old, new, trio.from_thread.check_cancelled)
+        rows: list[dict[str, object]] = []
+        room = _PATHS_MAX_BYTES
+        for path, difference in islice(found, None if arguments.flag("all") else _ROWS_MAX):
+            room -= len(path)
+            if room < 0:
+                break
+            rows.append({"path": b"/" + path, "difference": difference.value})
+        return rows, len(found) - len(rows)
 
-    told, more = await trio.to_thread.run_sync(compare)
-    rows = [{"path": b"/" + path, "difference": difference.value} for path, difference in told]
+    rows, more = await trio.to_thread.run_sync(compare)
     return {"rows": rows, "more": more}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import tracemalloc
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,9 @@ async def test_a_diff_is_what_a_plain_comparison_finds(tmp_path: Path, seed: int
         for old in trees:
             for new in trees:
                 found = list(diff(old, new))
-                assert found == sorted(found)
+                assert found == sorted(found, key=lambda row: row.path.split(b"/"))
                 assert set(found) == plain_diff(old, new)
+                assert len(diff(old, new)) == len(found)
 
 
 async def test_a_renamed_directory_is_told_and_what_is_below_is_not(tmp_path: Path) -> None:
@@ -93,3 +96,42 @@ async def test_a_renamed_directory_is_told_and_what_is_below_is_not(tmp_path: Pa
             ChangedPath(b"new/other", Difference.CHANGED),
             ChangedPath(b"old", Difference.REMOVED),
         ]
+
+
+async def test_directories_far_below_each_other_take_no_more_than_their_names(tmp_path: Path) -> None:
+    depth, name = 1000, b"n" * 255
+    async with work(tmp_path) as w:
+        await w.save(b"file", b"")
+        taker = Snapshots(w.store)
+        await taker.take("a")
+        parent = ROOT
+        for _ in range(depth):
+            parent = w.directory(name, parent).id
+        await w.save(b"file", b"more")
+        await taker.take("b")
+        old, new = await taker.open("a"), await taker.open("b")
+        tracemalloc.start()
+        try:
+            found = diff(old, new)
+            # The first of the long paths, too, are told without the others.
+            first = list(islice(found, 10))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(found) == depth + 1
+        assert first[0] == ChangedPath(b"file", Difference.CHANGED)
+        assert first[9] == ChangedPath(b"/".join([name] * 9), Difference.ADDED)
+        assert peak < 16 << 20, "their paths alone are 128 MB"
+
+
+async def test_a_comparison_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    def check() -> None:
+        raise TimeoutError
+
+    async with work(tmp_path) as w:
+        taker = Snapshots(w.store)
+        await taker.take("a")
+        await w.save(b"file", b"more")
+        await taker.take("b")
+        with pytest.raises(TimeoutError):
+            diff(await taker.open("a"), await taker.open("b"), check)

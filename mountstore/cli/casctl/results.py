@@ -253,7 +253,7 @@ def _snapshot_diff(result: Result) -> str:
     lines_of = [f"{row['difference']:8} {printable(row['path'])}" for row in result["rows"]]
     more = result["more"]
     return (
-        "\n".join([*lines_of, *([f"and {number(more)} more; --all tells them"] if more else [])])
+        "\n".join([*lines_of, *([f"and {number(more)} more; --all tells up to 64 MiB of them"] if more else [])])
         or "no differences"
     )
 
