@@ -22,6 +22,18 @@ def store_of(mount: Mount) -> str:
     return mount.source
 
 
+def mounts_of(store: str) -> list[Mount]:
+    """The mounts of a store, oldest first, made by whom it concerns: its owner, root, or whoever asks.
+
+    Anybody may mount something of his own and say that it is this store (`fsname`): that is none of them.
+    """
+    try:
+        concerned = {0, os.geteuid(), os.stat(store).st_uid}
+    except OSError:
+        concerned = {0, os.geteuid()}
+    return [m for m in read_mounts() if m.ours and store_of(m) == store and m.user_id in concerned]
+
+
 def find_server(mount: Mount) -> Server | None:
     """The process that serves `mount` and may have to write, or None if there is none in sight.
 
@@ -50,7 +62,7 @@ def find_server(mount: Mount) -> Server | None:
 
 def _was_succeeded(mount: Mount) -> bool:
     """Whether the store was mounted for writing again since: then the daemon of `mount` is gone."""
-    writing = (m.device for m in read_mounts() if m.ours and not m.read_only and store_of(m) == store_of(mount))
+    writing = (m.device for m in mounts_of(store_of(mount)) if not m.read_only)
     # Each but once, since a bind mount is younger than what it shows.
     latest = [*dict.fromkeys(writing)][-1:]
     return latest not in ([], [mount.device])

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from mountstore.cli.exits import Exit, Failure, run_guarded, say
 from mountstore.cli.options import Parser
-from mountstore.cli.servers import Server, ended_safely, find_server, store_of, was_left_unsafe
+from mountstore.cli.servers import Server, ended_safely, find_server, mounts_of, store_of, was_left_unsafe
 from mountstore.errors import AbsentError, BusyError
-from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, read_mounts, unmount
+from mountstore.fuse.mounts import Mount, is_dead, is_gone, mount_at, unmount
 
 PROGRAM = "umount.cas"
 
@@ -106,7 +106,7 @@ def find_mount(given: str) -> Mount:
         mount = mount_at(path)
         if mount is not None and mount.ours:
             return mount
-    of_store = [m for m in read_mounts() if m.ours and store_of(m) == path]
+    of_store = mounts_of(path)
     if len(of_store) > 1:
         places = ", ".join(m.mountpoint for m in of_store)
         raise Failure(Exit.USAGE, f"{given} is mounted more than once: name one of {places}")

@@ -44,6 +44,8 @@ class Mount:
     """The file system takes no writes, wherever it is mounted."""
     root: str = "/"
     """Which directory of it is mounted here: another one for a bind mount of a part."""
+    user_id: int | None = None
+    """Who mounted it; the kernel tells of FUSE mounts only."""
 
     @property
     def ours(self) -> bool:
@@ -61,14 +63,16 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
     for line in text.splitlines():
         fields = line.split(b" ")
         separator = fields.index(b"-", 6)
+        options = fields[separator + 3].split(b",")
         mounts.append(
             Mount(
                 mountpoint=_unescape(fields[4]),
                 device=fields[2].decode("ascii"),
                 filesystem_type=_unescape(fields[separator + 1]),
                 source=_unescape(fields[separator + 2]),
-                read_only=b"ro" in fields[separator + 3].split(b","),
+                read_only=b"ro" in options,
                 root=_unescape(fields[3]),
+                user_id=next((int(o[8:]) for o in options if o.startswith(b"user_id=")), None),
             )
         )
     return mounts

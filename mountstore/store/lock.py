@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -66,13 +67,33 @@ def _require_own_parts(path: str) -> None:
 
 def _open(path: str) -> int:
     # The store may belong to somebody who wants root to write elsewhere.
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(path, flags)
+        fd = os.open(path, flags)
     except FileNotFoundError:
-        fd = os.open(path, flags | os.O_CREAT, 0o644)
-    give_to_owner(fd, os.path.dirname(path))
+        fd = os.open(path, flags | os.O_CREAT, 0o600)
+        give_to_owner(fd, os.path.dirname(path))
+        return fd
+    try:
+        _make_private(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
+
+
+def _make_private(fd: int, path: str) -> None:
+    """Whoever may read the file may take the lock, and keep the store from its owner.
+
+    Raises:
+      StoreError: It is no file of the store, but one of somebody else under another name, or no file.
+    """
+    status = os.fstat(fd)
+    of_owner = status.st_uid == os.stat(os.path.dirname(path)).st_uid
+    if not stat.S_ISREG(status.st_mode) or (status.st_nlink > 1 and not of_owner):
+        raise StoreError(f"{path}: is not a file of the store; remove it, the next mount makes another")
+    if status.st_mode & 0o077 and os.geteuid() in (0, status.st_uid):
+        os.fchmod(fd, 0o600)
 
 
 @contextlib.contextmanager

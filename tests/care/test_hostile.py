@@ -51,6 +51,29 @@ def test_a_lock_that_is_a_link_is_not_followed(store: Path, victim: Path) -> Non
     assert is_untouched(victim)
 
 
+def test_a_lock_that_is_a_file_of_somebody_else_is_not_written_to(store: Path, victim: Path) -> None:
+    os.chown(store, 41001, 41001)
+    (store / "lock").unlink(missing_ok=True)
+    os.link(victim, store / "lock")
+    with pytest.raises(StoreError, match="is not a file of the store"):
+        StoreLock(str(store))
+    (store / "lock").unlink()
+    os.mkfifo(store / "lock")
+    with pytest.raises(StoreError, match="is not a file of the store"):
+        StoreLock(str(store))
+    assert is_untouched(victim)
+
+
+def test_nobody_but_the_owner_can_take_the_lock(store: Path) -> None:
+    """flock(2) wants a descriptor only, and who may read the file gets one."""
+    (store / "lock").unlink(missing_ok=True)
+    StoreLock(str(store)).release()
+    assert (store / "lock").stat().st_mode & 0o777 == 0o600
+    (store / "lock").chmod(0o644)
+    StoreLock(str(store)).release()
+    assert (store / "lock").stat().st_mode & 0o777 == 0o600
+
+
 def test_parts_lead_to_nothing_of_somebody_else(store: Path, tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()

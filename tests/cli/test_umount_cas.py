@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from durability.tracing import traced
 
 from cli.programs import BIN, Programs, has_ended, lock_is_free
-from mountstore.fuse.mounts import mount_at
+from mountstore.fuse.mounts import Mount, mount_at, unmount
 
 pytestmark = pytest.mark.mount
 
@@ -81,6 +84,36 @@ def test_a_disk_that_fails_at_the_end_is_told(
     programs.mounted(store, mountpoint)
     assert (mountpoint / "x").read_text() == "hello\n"
     assert programs.umount(mountpoint).returncode == 0
+
+
+@contextmanager
+def mounted_by_nobody(mountpoint: Path, source: Path) -> Iterator[Mount]:
+    """A mount of another user that says it is of `source`, as fusermount3 lets anybody make."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    connection = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={connection},rootmode=40000,user_id={NOBODY},group_id={NOBODY}".encode()
+        assert libc.mount(os.fsencode(source), os.fsencode(mountpoint), b"fuse.cas", 0, options) == 0
+        mount = mount_at(str(mountpoint))
+        assert mount is not None
+        yield mount
+        unmount(str(mountpoint))
+    finally:
+        os.close(connection)
+
+
+def test_a_mount_of_somebody_else_that_claims_to_be_of_the_store_is_not_believed(
+    programs: Programs, store: Path, mountpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "claimed").mkdir()
+    programs.mounted(store, mountpoint)
+    with mounted_by_nobody(tmp_path / "claimed", store) as impostor:
+        assert impostor.ours and impostor.source == str(store) and impostor.user_id == NOBODY
+        done = programs.umount("-v", store)
+        assert done.returncode == 0
+        assert f"waiting until {store} is safe on disk" in done.stderr
+        assert lock_is_free(store)
+        assert programs.umount(store).returncode == 32
 
 
 def test_who_keeps_it_busy_is_named(programs: Programs, store: Path, mountpoint: Path) -> None:

@@ -18,7 +18,12 @@ LINE = (
 def test_escapes_and_optional_fields_are_undone() -> None:
     assert parse_mountinfo(LINE + b"\n") == [
         Mount(
-            "/mnt/a b\nc\\d", device="0:51", filesystem_type="fuse.cas", source="/data/x,y#", read_only=False
+            "/mnt/a b\nc\\d",
+            device="0:51",
+            filesystem_type="fuse.cas",
+            source="/data/x,y#",
+            read_only=False,
+            user_id=0,
         )
     ]
 

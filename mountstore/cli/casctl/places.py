@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mountstore.cli.casctl.exits import Exit, Failure
 from mountstore.cli.exits import printable
+from mountstore.cli.servers import mounts_of
 from mountstore.fuse.mounts import Mount, read_mounts
 
 MOUNT_VARIABLE = "CASCTL_MOUNT"
@@ -94,14 +95,8 @@ def find_mount(given: str | None) -> Mount:
 
 def mount_of(store: str) -> Mount | None:
     """The mount of a store in which it can be changed; None if there is none to be seen."""
-    wanted = os.path.realpath(store)
-    for mount in reversed(read_mounts()):
-        if (
-            mount.ours
-            and mount.root == "/"
-            and not mount.read_only
-            and os.path.realpath(mount.source) == wanted
-        ):
+    for mount in reversed(mounts_of(os.path.realpath(store))):
+        if mount.root == "/" and not mount.read_only:
             return mount
     return None
 
