@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["give_to_owner", "open_fresh", "open_to_read"]
+__all__ = ["give_to_owner", "open_fresh", "open_to_read", "private", "read_limited"]
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def open_to_read(path: str) -> int:
+def open_to_read(path: str | bytes) -> int:
     """A descriptor of a file, not of what a symbolic link leads to, and without waiting for whoever writes a FIFO.
 
     The time of access stays what it was, where open(2) allows that: to the owner and to root. Otherwise the first
@@ -23,6 +25,29 @@ def open_to_read(path: str) -> int:
         return os.open(path, _FLAGS | os.O_NOATIME)
     except PermissionError:
         return os.open(path, _FLAGS)
+
+
+def read_limited(path: str, limit: int, *, follow: bool = False) -> bytes:
+    """All of a regular file that has no business to be larger than `limit` bytes.
+
+    Args:
+      follow: It may be a symbolic link to one.
+
+    Raises: OSError (EFBIG: it is larger; EINVAL: it is no regular file)
+    """
+    fd = os.open(path, _FLAGS & ~os.O_NOFOLLOW) if follow else open_to_read(path)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", path)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data
+
+
+def private(path: str | bytes, flags: int) -> int:
+    """An opener, for open(), of files that nobody but their owner may read or write."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def open_fresh(path: str, mode: int = 0o600) -> int:

@@ -14,11 +14,12 @@ from typing import Final
 import msgspec
 
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.opening import give_to_owner, open_fresh
+from mountstore.blobs.opening import give_to_owner, open_fresh, read_limited
 from mountstore.errors import MisuseError
 from mountstore.store.layout import NEW_SUFFIX
 
 _FORMAT: Final = 1
+_SIZE_LIMIT: Final = 256 << 20
 FINDINGS_MAX: Final = 1000
 """So many findings are written out in words."""
 
@@ -60,9 +61,7 @@ class Notes(msgspec.Struct, frozen=True):
 def read_notes(path: str) -> Notes:
     """The notes at `path`, empty ones if they are not to be had."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            notes = msgspec.json.decode(file.read(), type=Notes)
+        notes = msgspec.json.decode(read_limited(path, _SIZE_LIMIT), type=Notes)
     except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
         return Notes()
     return notes if notes.format == _FORMAT else Notes()

@@ -25,6 +25,7 @@ import trio
 
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import fsync_path
+from mountstore.blobs.opening import open_to_read, private
 from mountstore.care.roots import Listed, hashes_below, parse_listed
 from mountstore.care.trash_commands import untrash
 from mountstore.errors import (
@@ -105,7 +106,7 @@ class Pins:
     def read(self, name: bytes) -> bytes:
         """A list as it was saved. Raises: AbsentError."""
         try:
-            with open(self._path(name), "rb") as file:
+            with open(open_to_read(self._path(name)), "rb") as file:
                 return file.read(LIST_MAX_BYTES + 1)
         except FileNotFoundError:
             raise AbsentError(f"there is no list {os.fsdecode(name)}") from None
@@ -233,7 +234,7 @@ class Pins:
         # In staging, where a leftover is cleared away: every file among the pins counts.
         fresh = os.path.join(staging, b"pins-" + os.urandom(8).hex().encode())
         try:
-            with open(fresh, "xb", opener=_private) as file:
+            with open(fresh, "xb", opener=private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -484,9 +485,5 @@ def _parse_line(line: bytes, where: str) -> Listed | None:
     if not text or text.startswith("#"):
         return None
     return parse_listed(text, where)
-
-
-def _private(path: str | bytes, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from mountstore.blobs.digest import checksum
+from mountstore.blobs.opening import open_to_read
 from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import DraftRow
 from mountstore.namespace.ranges import RangeSet
@@ -140,7 +141,7 @@ def is_whole(row: DraftRow, record: Closed, staging: str, *, cold: bool) -> bool
     """
     dirty = RangeSet(record.dirty)
     try:
-        fd = os.open(os.path.join(staging, row.staging), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_to_read(os.path.join(staging, row.staging))
     except FileNotFoundError:
         return False
     try:

@@ -16,6 +16,7 @@ A draft that had been closed and was still being sealed is taken up as it was if
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.manifest import load_manifest
+from mountstore.blobs.opening import open_to_read, private
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import check_open_blob, read_blob
 from mountstore.errors import BlobMissingError, CorruptError
@@ -181,8 +183,8 @@ def _copied(row: DraftRow, staging: str) -> DraftRow:
     copy = row._replace(staging=f"draft-{row.inode}-{time.time_ns():x}")
     try:
         with (
-            open(os.path.join(staging, row.staging), "rb") as source,
-            open(os.path.join(staging, copy.staging), "xb", opener=_open_private) as target,
+            open(open_to_read(os.path.join(staging, row.staging)), "rb") as source,
+            open(os.path.join(staging, copy.staging), "xb", opener=private) as target,
         ):
             for start, end in dirty_ranges(decode(row.dirty)):
                 while start < end:
@@ -191,14 +193,14 @@ def _copied(row: DraftRow, staging: str) -> DraftRow:
                         break
                     start += length
         flush(copy, staging)
-    except (CorruptError, FileNotFoundError):
-        # Reported when the drafts are brought back.
+    except CorruptError:
+        # Reported when the drafts are brought back, and so is what is not there or leads elsewhere.
+        return row
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         return row
     return copy
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _is_whole(row: DraftRow, record: Closed, staging: str, *, cold: bool) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 
 from mountstore.blobs.chunking import DEFAULT_PARAMETERS, ChunkingParameters
 from mountstore.blobs.flush import fsync_path
-from mountstore.blobs.opening import open_fresh
+from mountstore.blobs.opening import open_fresh, read_limited
 from mountstore.blobs.refs import has_refs
 from mountstore.blobs.tree import DIR_LIMIT
 from mountstore.errors import StoreError
@@ -22,6 +22,8 @@ from mountstore.store.layout import BLOBS_NAME, CATALOG_NAME, CONFIG_NAME, NEW_S
 __all__ = ["STORE_FORMAT", "StoreConfig", "config_text", "is_uuid", "parse_config", "read_config", "write_config"]
 
 STORE_FORMAT: Final = 1
+
+_SIZE_LIMIT: Final = 1 << 20
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
@@ -98,11 +100,11 @@ def read_config(path: str) -> StoreConfig:
 
     Raises:
       StoreError: Not a store, one of another format, or a configuration that cannot be used.
+      OSError: It cannot be read.
     """
     file = os.path.join(path, CONFIG_NAME)
     try:
-        with open(file, encoding="utf-8") as stream:
-            text = stream.read()
+        text = read_limited(file, _SIZE_LIMIT, follow=True).decode()
     except FileNotFoundError:
         raise StoreError(f"{path}: is not a store (no {CONFIG_NAME}); {_advice(path)}") from None
     except UnicodeDecodeError as exc:

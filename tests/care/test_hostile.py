@@ -11,7 +11,7 @@ import pytest
 from care.garbage import work
 from mountstore.care.checking import check_store
 from mountstore.care.findings import Kind
-from mountstore.care.notes import read_notes
+from mountstore.care.notes import Notes, read_notes
 from mountstore.care.repair import repair_store
 from mountstore.care.snapshots import Snapshots
 from mountstore.errors import CorruptError, StoreError
@@ -72,6 +72,33 @@ def test_nobody_but_the_owner_can_take_the_lock(store: Path) -> None:
     (store / "lock").chmod(0o644)
     StoreLock(str(store)).release()
     assert (store / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_configuration_that_has_no_end_is_refused(store: Path) -> None:
+    config = store / "store.toml"
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(OSError, match="is not a regular file"):
+        read_config(str(store))
+    config.unlink()
+    config.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="is not a regular file"):
+        read_config(str(store))
+    config.unlink()
+    with config.open("wb") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(OSError, match="File too large"):
+        read_config(str(store))
+
+
+def test_notes_that_have_no_end_are_none(store: Path) -> None:
+    notes = store / "fsck.json"
+    with notes.open("wb") as file:
+        file.truncate(20 << 30)
+    assert read_notes(str(notes)) == Notes()
+    notes.unlink()
+    os.mkfifo(notes)
+    assert read_notes(str(notes)) == Notes()
 
 
 def test_parts_lead_to_nothing_of_somebody_else(store: Path, tmp_path: Path) -> None:
