@@ -22,6 +22,9 @@ from mountstore.namespace.namespace import Namespace
 VALUE_MAX = 65536
 """Bytes of one value (XATTR_SIZE_MAX of linux/limits.h)."""
 
+VALUES_MAX = 262144
+"""Bytes of all values of an inode. They stand in its record in a snapshot, and records are read a page at a time."""
+
 LIST_MAX = 65536
 """Bytes of all names with their ends (XATTR_LIST_MAX): more could not be listed."""
 
@@ -106,14 +109,18 @@ class Attributes:
         self._changed(inode)
 
     def _put(self, inode: Inode, name: bytes, value: bytes, *, create: bool = False) -> None:
-        names = [known for known, _ in self._catalog.list_xattrs(inode.id)] if inode.xattrs else []
-        if name in names:
+        sizes = dict(self._catalog.list_xattrs(inode.id)) if inode.xattrs else {}
+        old = sizes.pop(name, None)
+        if old is not None:
             if create:
                 raise ExistsError(shown(name))
-        elif sum(map(len, names)) + len(names) + len(name) + 1 > LIST_MAX:
-            raise AttributeTooLargeError(f"{len(names)} attributes are all that can be listed")
+        elif sum(map(len, sizes)) + len(sizes) + len(name) + 1 > LIST_MAX:
+            raise AttributeTooLargeError(f"{len(sizes)} attributes are all that can be listed")
+        # A smaller value is taken in any case: a store may have more, of a release that knew no limit.
+        if len(value) > (old or 0) and sum(sizes.values()) + len(value) > VALUES_MAX:
+            raise AttributeTooLargeError(f"{VALUES_MAX} bytes are all that the values may have together")
         self._catalog.put_xattr(inode.id, name, value)
-        if name not in names:
+        if old is None:
             inode.xattrs += 1
 
     def remove(self, inode: Inode, name: bytes) -> None:

@@ -247,6 +247,18 @@ def test_a_list_of_64_kib_is_the_longest(file: Path) -> None:
     assert len(os.listxattr(file)) == len(names)
 
 
+def test_values_of_256_kib_are_all_that_a_file_has(file: Path) -> None:
+    for number in range(4):
+        os.setxattr(file, f"user.{number}", bytes(65536))
+    assert outcome(lambda: os.setxattr(file, "user.x", b"v")) == "ENOSPC"
+    os.setxattr(file, "user.empty", b"")
+    os.setxattr(file, "user.0", b"x" * 65535)
+    os.setxattr(file, "user.x", b"v")
+    assert outcome(lambda: os.setxattr(file, "user.0", bytes(65536))) == "ENOSPC"
+    assert os.getxattr(file, "user.0") == b"x" * 65535
+    assert len(os.listxattr(file)) == 6
+
+
 def test_a_buffer_too_small_is_erange(file: Path) -> None:
     os.setxattr(file, "user.v", b"12345678")
     path = os.fsencode(file)
