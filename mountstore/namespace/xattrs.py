@@ -23,7 +23,7 @@ VALUE_MAX = 65536
 """Bytes of one value (XATTR_SIZE_MAX of linux/limits.h)."""
 
 VALUES_MAX = 262144
-"""Bytes of all values of an inode. They stand in its record in a snapshot, and records are read a page at a time."""
+"""Bytes of all values of an inode. They stand in its record in a snapshot, and those are read a page at a time."""
 
 LIST_MAX = 65536
 """Bytes of all names with their ends (XATTR_LIST_MAX): more could not be listed."""
