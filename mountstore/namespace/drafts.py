@@ -347,6 +347,8 @@ class Drafts:
             inode.size = draft.size_bytes
             inode.view = None
             inode.change = self._change_of(inode, base)
+            # The mode may have been widened since the draft was begun.
+            inode.change.mode &= ~0o077
             inode.change.ended = True
             inode.change.touch(min((start for start, _ in draft.dirty_ranges()), default=draft.size_bytes))
             restored += 1

@@ -431,6 +431,31 @@ async def test_an_fsynced_draft_is_brought_back_after_a_crash(store_path: str, t
         assert os.listdir(os.path.join(crashed, "staging")) == []
 
 
+async def test_what_was_private_when_a_draft_was_begun_is_private_after_a_crash(
+    store_path: str, tmp_path: Path
+) -> None:
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        inode = await write_file(store, b"f", b"secret" * 100_000)
+        store.namespace.set_attributes(inode, USER, mode=0o600)
+        handle = store.files.open(inode, writable=True, privileged=True)
+        await store.files.truncate(inode, 0, privileged=True)
+        await store.files.write(handle, 2 * MEMORY_MAX, b"public")
+        store.namespace.set_attributes(inode, USER, mode=0o644)
+        await store.files.fsync(inode)
+        crashed = _copy_of(store_path, tmp_path)
+        await store.files.release(handle)
+        (kept,) = store.versions.superseded(ROOT, b"f", inode)
+        assert kept.mode & 0o777 == 0o600
+    async with Store.open(crashed).running() as store:
+        found = store.namespace.find(ROOT, b"f")
+        assert found is not None and found.mode & 0o777 == 0o644
+    # Sealed by now.
+    async with Store.open(crashed).running() as store:
+        found = store.namespace.find(ROOT, b"f")
+        (kept,) = store.versions.superseded(ROOT, b"f", found)
+        assert kept.mode & 0o777 == 0o600
+
+
 def _copy_of(store_path: str, tmp_path: Path) -> str:
     """The store as a crash of the process would leave it now."""
     import shutil
