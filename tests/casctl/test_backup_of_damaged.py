@@ -116,6 +116,26 @@ def test_rot_in_the_store_stays_there(store: LiveMount, backup: Path) -> None:
     assert (backup / rotten).read_bytes() == b"short"
 
 
+def test_rot_that_a_scrub_has_found_is_told_and_not_copied(
+    store: LiveMount, backup: Path, tmp_path: Path
+) -> None:
+    rotten, noted_and_mended, *_ = blobs_of(store.store)
+    for path in (rotten, noted_and_mended):
+        rot(store.store / path)
+    for path in (rotten, noted_and_mended):
+        store.announce(rf"{path.name} is damaged")
+    assert casctl("scrub", cwd=store.path).returncode == 1
+    overwrite(store.store / noted_and_mended, (backup / noted_and_mended).read_bytes())
+    ended = backed_up(store, backup)
+    assert rotten.name in ended.stderr and "whole in the copy" in ended.stderr
+    assert noted_and_mended.name not in ended.stderr
+    check(backup)
+    ended = backed_up(store, tmp_path / "another")
+    assert rotten.name in ended.stderr and "not whole in the copy" in ended.stderr
+    assert not (tmp_path / "another" / rotten).exists()
+    assert (tmp_path / "another" / noted_and_mended).exists()
+
+
 def test_a_damaged_ref_never_replaces_a_good_one(store: LiveMount, backup: Path) -> None:
     done("snapshot", "named", cwd=store.path)
     done("backup", backup, cwd=store.path)

@@ -35,7 +35,7 @@ from mountstore.cli.casctl.destination import Destination
 from mountstore.cli.casctl.exits import PROGRAM, Exit, Failure
 from mountstore.cli.casctl.progress import ProgressBar
 from mountstore.cli.casctl.rsync import Copied, PartialFailure, Rsync
-from mountstore.cli.casctl.source_check import Condition, blobs_of_wrong_size, condition_of
+from mountstore.cli.casctl.source_check import Condition, blobs_noted, blobs_of_wrong_size, condition_of
 from mountstore.cli.exits import printable, say
 from mountstore.store.layout import BLOBS_NAME
 
@@ -110,7 +110,8 @@ class Backup:
         refs = self._refs()
         copied_before = destination.refs()
         self._require_own(refs, copied_before)
-        self._damaged = blobs_of_wrong_size(self._blobs, source.keep)
+        wrong = blobs_of_wrong_size(self._blobs, source.keep)
+        self._damaged = sorted({*wrong, *blobs_noted(source.store, source.keep)})
         followed = self._follow(source.store)
         mirror = self._mirror and self._may_remove(refs, copied_before, followed)
         if mirror:

@@ -12,6 +12,7 @@ from enum import Enum, auto
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.scan import scan
 from mountstore.errors import MisuseError
+from mountstore.store.layout import BLOBS_NAME, NOTES_NAME
 
 _BEAT_EVERY = 4096
 
@@ -45,6 +46,23 @@ def blobs_of_wrong_size(blobs: str, beat: Callable[[], None]) -> list[str]:
         if not right:
             wrong.append(os.path.relpath(path, blobs))
     return sorted(wrong)
+
+
+def blobs_noted(store: str, beat: Callable[[], None]) -> list[str]:
+    """Paths, from the store's `blobs`, of those that a scrub or a check found damaged and that still are; sorted.
+
+    Costs reading each of them.
+    """
+    from mountstore.care.notes import read_notes
+
+    damaged = []
+    for bad in read_notes(os.path.join(store, NOTES_NAME)).bad_blobs:
+        beat()
+        if bad.digest() is not None:
+            path = os.path.join(*bad.name[: bad.level], bad.name)
+            if condition_of(os.path.join(store, BLOBS_NAME), path) is Condition.DAMAGED:
+                damaged.append(path)
+    return sorted(damaged)
 
 
 def condition_of(blobs: str, path: str) -> Condition:
