@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _REMEMBERED: Final = 100_000
 """Directories whose policy is remembered."""
 
+_FLAWS_TOLD: Final = 10
+_REASON_LENGTH: Final = 200
+
 _BASE: Final = "has the bytes of earlier versions"
 _DIRECTORY: Final = "directory"
 
@@ -89,6 +92,7 @@ class Policies:
         self._known: dict[int, Policy] = {}
         self.flaws: list[str] = []
         """What could not be understood."""
+        self._misunderstood: set[int] = set()
 
     def of(self, directory: int, name: bytes) -> Policy:
         """The policy for a name in a directory, which may have been removed."""
@@ -123,13 +127,23 @@ class Policies:
         try:
             return parse_words(words.decode("ascii"), policy, self._store)
         except (MisuseError, UnicodeDecodeError) as exc:
+            self._tell(directory, exc)
+            return KEEP_ALL
+
+    def _tell(self, directory: int, why: Exception) -> None:
+        # Any user may write any number of these, of any length.
+        if directory in self._misunderstood or len(self._misunderstood) > _FLAWS_TOLD:
+            return
+        self._misunderstood.add(directory)
+        if len(self._misunderstood) > _FLAWS_TOLD:
+            flaw = f"there are more directories whose {ATTRIBUTE.decode()} is not understood"
+        else:
             flaw = (
                 f"the directory with inode number {directory} (find -inum): {ATTRIBUTE.decode()} is not"
-                f" understood, so everything below it is kept: {exc}"
+                f" understood, so everything below it is kept: {str(why)[:_REASON_LENGTH]}"
             )
-            log.error("%s", flaw)
-            self.flaws.append(flaw)
-            return KEEP_ALL
+        log.error("%s", flaw)
+        self.flaws.append(flaw)
 
 
 class Expiry:

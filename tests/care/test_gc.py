@@ -181,6 +181,23 @@ async def test_a_fork_keeps_what_the_other_lets_go(tmp_path: Path) -> None:
         assert w.versions(b"f", keeping.id) == {**kept, 4: b"content 3"}
 
 
+async def test_policies_that_are_nonsense_keep_everything_and_do_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with work(tmp_path, KEEP_NONE) as w:
+        for number in range(30):
+            directory = w.directory(b"d%d" % number)
+            w.store.attributes.set(directory, ATTRIBUTE, b"nonsense" * 8000)
+            for content in (b"one", b"two"):
+                await w.save(b"f", content, directory.id)
+        report = await w.collect()
+        assert report.versions_kept == 30
+        told = [record for record in caplog.records if "is not understood" in record.getMessage()]
+        assert len(told) == len(report.flaws) == 11
+        assert max(len(record.getMessage()) for record in told) < 500
+        assert "there are more directories" in told[-1].getMessage()
+
+
 async def test_a_log_keeps_all_its_versions_in_the_room_of_one(tmp_path: Path) -> None:
     async with work(tmp_path) as w:
         await w.save(b"log", bytes_like(3, 3000))
