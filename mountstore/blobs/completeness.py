@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from mountstore.blobs.chunking import PIECE_SIZE_LIMIT
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.manifest import decode_manifest
+from mountstore.blobs.manifest import MAGIC, Manifest, decode_manifest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
-from mountstore.errors import BlobMissingError
+from mountstore.errors import BlobMissingError, CorruptError
 
-__all__ = ["blobs_of", "require_blobs"]
+__all__ = ["blobs_of", "read_manifest", "require_blobs"]
 
 
 def blobs_of(tree: BalancedTree, content: Content) -> Iterator[Digest]:
@@ -24,11 +25,28 @@ def blobs_of(tree: BalancedTree, content: Content) -> Iterator[Digest]:
     yield content.digest
     waiting = [content.digest] if content.kind is ContentKind.MANIFEST else []
     while waiting:
-        data = b"".join(read_blob(tree, part, None) for part in waiting)
-        manifest = decode_manifest(data, content.digest.name)
+        manifest = read_manifest(tree, waiting, content.digest.name)
         pieces = [entry.digest for entry in manifest if entry.digest is not None]
         yield from pieces
         waiting = pieces if manifest.level else []
+
+
+def read_manifest(tree: BalancedTree, parts: Sequence[Digest], name: str) -> Manifest:
+    """The manifest of any level that these blobs hold, one after the other; blocks.
+
+    Args:
+      name: Says in errors which one it is.
+
+    Raises: BlobMissingError, CorruptError: It cannot be read, or is none; of what is none, not all is read.
+    """
+    read: list[bytes] = []
+    for part in parts:
+        if part.size_bytes > PIECE_SIZE_LIMIT:
+            raise CorruptError(f"{part.name}: is too large for a manifest")
+        read.append(read_blob(tree, part, None))
+        if not read[0].startswith(MAGIC):
+            break
+    return decode_manifest(b"".join(read), name)
 
 
 def require_blobs(tree: BalancedTree, content: Content) -> None:

@@ -279,18 +279,21 @@ def load_manifest(
     read_blob: Callable[[Digest, bytes | None], bytes],
     digest: Digest,
     checksum: bytes | None,
-    size_bytes: int,
+    size_bytes: int | None,
 ) -> LoadedManifest:
-    """Read the manifest of a file of `size_bytes`, through all its levels.
+    """Read the manifest of a file of `size_bytes` (None: nobody knows), through all its levels.
 
     Args:
-        read_blob: Yields the verified bytes of a blob, given its digest and, if known, its checksum.
+        read_blob: Yields the verified bytes of a blob, given its digest and, if known, its checksum. Is not
+            asked for one that is larger than any piece.
         digest, checksum: Of the topmost manifest blob, which a content names.
 
     Raises:
         CorruptError: A manifest is malformed, or describes something else.
         Whatever `read_blob` raises.
     """
+    if digest.size_bytes > PIECE_SIZE_LIMIT:
+        raise CorruptError(f"{digest.name}: is too large for a manifest")
     blobs = [digest]
     manifest = decode_manifest(read_blob(digest, checksum), digest.name)
     while manifest.level:
@@ -299,10 +302,12 @@ def load_manifest(
             assert entry.digest is not None, "holes stand in level 0 only"
             parts.append(read_blob(entry.digest, entry.checksum))
             blobs.append(entry.digest)
+            if not parts[0].startswith(_HEADER):
+                raise CorruptError(f"{digest.name}: lists {entry.digest.name}, which does not begin a manifest")
         below = decode_manifest(b"".join(parts), f"{digest.name} (level {manifest.level - 1})")
         if below.level != manifest.level - 1:
             raise CorruptError(f"{digest.name}: level {below.level} below level {manifest.level}")
         manifest = below
-    if manifest.size_bytes != size_bytes:
+    if size_bytes is not None and manifest.size_bytes != size_bytes:
         raise CorruptError(f"{digest.name}: describes {manifest.size_bytes} bytes instead of {size_bytes}")
     return LoadedManifest(manifest, blobs)

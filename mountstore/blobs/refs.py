@@ -26,6 +26,8 @@ _TEXT = re.compile(
     re.ASCII,
 )
 _SIZE_LIMIT: Final = 4096
+_TIME_LIMIT_NS: Final = (1 << 63) - (1 << 50)
+"""Some days before 64 bits end, in 2262: the time of the next snapshot is later."""
 
 
 class Ref(NamedTuple):
@@ -76,7 +78,7 @@ def decode_ref(data: bytes, name: str) -> Ref:
     if match is None or sha256(data[: match.start(4) - len("sha256 ")]).hexdigest().encode() != match[4]:
         raise CorruptError(f"ref {name}: is damaged")
     time_ns = int(match[3])
-    if not -(1 << 63) <= time_ns < 1 << 63:
+    if not -(1 << 63) <= time_ns < _TIME_LIMIT_NS:
         raise CorruptError(f"ref {name}: its time is out of range")
     try:
         return Ref(name, Digest.parse(match[1].decode()), match[2].decode(), time_ns)

@@ -6,14 +6,12 @@ whole again when the same content is written anywhere in the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import Final
 
 from mountstore.blobs.content import ContentKind
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.manifest import Manifest, decode_manifest
+from mountstore.blobs.manifest import load_manifest
 from mountstore.care.check_namespace import show
 from mountstore.care.findings import KEPT_PER_KIND, Change, Findings, Kind
 from mountstore.care.premises import Premises
@@ -21,9 +19,6 @@ from mountstore.care.rehash import Record, add_damaged, add_wrong_checksum, read
 from mountstore.errors import BlobMissingError, CorruptError
 from mountstore.namespace.audit import Audit, ContentRow
 from mountstore.namespace.audit_contents import LostVersions
-
-_MANIFEST_BYTES_MAX: Final = 64 << 20
-"""More is not read into memory as one blob: no manifest is that large (they are cut at 4 MiB)."""
 
 
 def read_manifests(premises: Premises, audit: Audit, findings: Findings) -> None:
@@ -36,7 +31,7 @@ def read_manifests(premises: Premises, audit: Audit, findings: Findings) -> None
 def _read_manifest(premises: Premises, audit: Audit, findings: Findings, digest: Digest) -> None:
     read = partial(_read_blob, premises, audit, findings)
     try:
-        manifest, blobs = _read_levels(read, digest)
+        manifest, blobs = load_manifest(read, digest, None, None)
     except (CorruptError, BlobMissingError) as exc:
         audit.add_manifest(digest, None, str(exc))
         return
@@ -54,30 +49,10 @@ def _read_manifest(premises: Premises, audit: Audit, findings: Findings, digest:
     audit.add_manifest(digest, manifest.size_bytes, broken)
 
 
-def _read_levels(read: Callable[[Digest], bytes], digest: Digest) -> tuple[Manifest, list[Digest]]:
-    """As `load_manifest` of the blobs, for a file whose size is not known."""
-    blobs = [digest]
-    manifest = decode_manifest(read(digest), digest.name)
-    while manifest.level:
-        if manifest.size_bytes > 16 * _MANIFEST_BYTES_MAX:
-            raise CorruptError(f"{digest.name}: describes a manifest of {manifest.size_bytes} bytes")
-        parts = []
-        for entry in manifest:
-            if entry.digest is None:
-                raise CorruptError(f"{digest.name}: a hole above level 0")
-            parts.append(read(entry.digest))
-            blobs.append(entry.digest)
-        below = decode_manifest(b"".join(parts), f"{digest.name} (level {manifest.level - 1})")
-        if below.level != manifest.level - 1:
-            raise CorruptError(f"{digest.name}: level {below.level} below level {manifest.level}")
-        manifest = below
-    return manifest, blobs
-
-
-def _read_blob(premises: Premises, audit: Audit, findings: Findings, digest: Digest) -> bytes:
-    """The bytes of a blob of which SHA-256 says that they are right."""
-    if digest.size_bytes > _MANIFEST_BYTES_MAX:
-        raise CorruptError(f"blob {digest.name} is too large for a manifest")
+def _read_blob(
+    premises: Premises, audit: Audit, findings: Findings, digest: Digest, known_checksum: bytes | None
+) -> bytes:
+    """The bytes of a blob of which SHA-256 says that they are right; what else says so is not believed."""
     levels = audit.levels_of(digest)
     for level in levels:
         path = premises.blob_path(digest, level)

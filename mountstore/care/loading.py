@@ -25,7 +25,6 @@ class Loader:
 
     Attributes:
       inodes, names, versions: How many were loaded.
-      hangs: Some names or inodes lead nowhere.
     """
 
     def __init__(self, tree: BalancedTree, taken: Candidate, built: str, progress: Progress) -> None:
@@ -34,7 +33,6 @@ class Loader:
         self._built = built
         self._progress = progress
         self.inodes = self.names = self.versions = 0
-        self.hangs = False
 
     def load(self, notes: dict[str, int | str]) -> None:
         """Do it; `notes` are what else the catalog is to know of itself.
@@ -74,13 +72,12 @@ class Loader:
                 for digest, known_checksum in pieces:
                     builder.need(digest, known_checksum)
             self.names = builder.names
-            self.hangs = builder.hangs()
             # Blobs that no snapshot taken names may be needed by what could not be read: gc leaves them alone.
             adopted = tree.root.adopted or not complete
             meta: dict[str, int | str] = {**notes, "clean": 1}
             if adopted:
                 meta["adopted"] = 1
-            if complete and not self.hangs:
+            if complete:
                 meta[BASE_KEY] = tree.digest.name
             self._progress("inodes loaded", self.inodes)
             builder.finish(meta)

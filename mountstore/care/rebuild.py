@@ -20,23 +20,23 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mountstore.blobs.flush import fsync_path, syncfs
 from mountstore.blobs.opening import give_to_owner
 from mountstore.blobs.refs import has_refs, read_refs
 from mountstore.blobs.tree import BalancedTree
-from mountstore.care.inspection import Candidate, Inspection, Progress, Survey
+from mountstore.care.inspection import Candidate, Flaw, Inspection, Progress, Survey
 from mountstore.care.loading import Loader
 from mountstore.care.premises import Premises
 from mountstore.care.presence import Presence
-from mountstore.care.repair import mend_new_catalog
+from mountstore.care.repair import holds_together, mend_new_catalog
 from mountstore.care.snapshot_tree import SnapshotTree
-from mountstore.errors import StoreError
+from mountstore.errors import CorruptError, StoreError
 from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
 from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.rebuilding import remove_catalog
-from mountstore.namespace.stale import SNAPSHOT_KEY, UUID_KEY
+from mountstore.namespace.stale import PASSED_OVER_KEY, SNAPSHOT_KEY, UUID_KEY
 from mountstore.store.config import StoreConfig, parse_config, read_config, write_config
 from mountstore.store.layout import (
     BAD_NAME,
@@ -127,7 +127,6 @@ def rebuild_store(
     Raises:
       StoreError: There are no blobs, no such snapshot, snapshots of several stores, or none that is complete.
       BusyError: Somebody has the store open for writing.
-      CorruptError: The snapshot contradicts itself.
       NoSpaceError, OSError: The catalog could not be written; the store is as it was.
     """
     rebuild = _Rebuild(path, snapshot, full, progress)
@@ -137,6 +136,15 @@ def rebuild_store(
         return rebuild.run(partial=partial, on_step=on_step)
     finally:
         lock.release()
+
+
+class _Loaded(NamedTuple):
+    survey: Survey
+    taken: Candidate
+    root: Root
+    settings: str | None
+    """What `store.toml` is to say, if it is not there."""
+    loader: Loader
 
 
 class _Rebuild:
@@ -149,9 +157,13 @@ class _Rebuild:
         self._full = full
         self._progress = progress or (lambda words, number: None)
         self._tree = BalancedTree(self._blobs, staging=os.path.join(self.path, STAGING_NAME))
-        self._refs, self._bad_refs = read_refs(self._blobs)
+        self._all_refs, self._bad_refs = read_refs(self._blobs)
+        self._refs = self._all_refs
         # Whichever is chosen: the others are no longer ahead of the new catalog.
         self._latest_ns = max((ref.time_ns for ref in self._refs), default=0)
+        self._presence: Presence | None = None
+        # Why snapshots that lack nothing could not be loaded.
+        self._contradictory: dict[str, str] = {}
         self._check_refs()
 
     def _check_refs(self) -> None:
@@ -182,13 +194,19 @@ class _Rebuild:
     # --- looking ---
 
     def survey(self) -> Survey:
-        presence = Presence(
-            self._tree, full=self._full, count=lambda blobs, _: self._progress("blobs looked at", blobs)
-        )
+        presence = self._presence
+        if presence is None:
+            presence = self._presence = Presence(
+                self._tree, full=self._full, count=lambda blobs, _: self._progress("blobs looked at", blobs)
+            )
         inspection = Inspection(self._tree, presence, self._progress)
         candidates: list[Candidate] = []
         for ref in self._refs:
-            candidates.append(inspection.look(ref))
+            why = self._contradictory.get(ref.name)
+            if why is None:
+                candidates.append(inspection.look(ref))
+            else:
+                candidates.append(Candidate(ref, 1, (Flaw(f"records that agree: {why}", ""),)))
             if candidates[-1].complete:
                 break
         return Survey(
@@ -204,6 +222,8 @@ class _Rebuild:
             return survey.best, SnapshotTree(self._tree, survey.best.ref.root)
         readable = 0
         for candidate in survey.candidates:
+            if candidate.ref.name in self._contradictory:
+                continue
             try:
                 tree = SnapshotTree(self._tree, candidate.ref.root)
             except UNREADABLE:
@@ -229,25 +249,19 @@ class _Rebuild:
 
     def run(self, *, partial: bool, on_step: Callable[[str], None]) -> Rebuilt:
         started = time.monotonic()
-        survey = self.survey()
-        taken, tree = self._choose(survey, partial=partial)
-        root = tree.root
-        settings = self._settings(root)
         built = os.path.join(self.path, NEW_CATALOG_NAME)
-        on_step("load the snapshot")
-        loader = Loader(self._tree, taken, built, self._progress)
         try:
-            uuid = read_config(self.path).uuid if settings is None else root.uuid
-            loader.load({**self._numbers(root), UUID_KEY: uuid, SNAPSHOT_KEY: self._latest_ns})
+            survey, taken, root, settings, loader = self._load(built, partial=partial, on_step=on_step)
             mended: tuple[str, ...] = ()
             if settings is not None:
                 on_step("write store.toml")
                 write_config(self.path, settings)
                 self.give_to_owner(os.path.join(self.path, CONFIG_NAME))
-            if loader.hangs or not taken.complete:
+            premises = Premises(self.path)
+            premises.catalog = built
+            on_step("check what was loaded")
+            if not taken.complete or not holds_together(built):
                 on_step("mend what hangs")
-                premises = Premises(self.path)
-                premises.catalog = built
                 mended = mend_new_catalog(premises)
             on_step("flush to disk")
             # The blobs may lie on a file system of their own, and may have been copied just now.
@@ -271,6 +285,22 @@ class _Rebuild:
             elapsed_s=time.monotonic() - started,
         )
 
+    def _load(self, built: str, *, partial: bool, on_step: Callable[[str], None]) -> _Loaded:
+        """Load the snapshot of choice into a new catalog."""
+        while True:
+            survey = self.survey()
+            taken, tree = self._choose(survey, partial=partial)
+            loader = Loader(self._tree, taken, built, self._progress)
+            try:
+                settings = self._settings(tree.root)
+                on_step("load the snapshot")
+                loader.load(self._notes(survey, taken, tree.root, settings))
+            except CorruptError as exc:
+                # Whoever wrote it, or a defect of what did: an older one may be sound.
+                self._contradictory[taken.ref.name] = str(exc)
+            else:
+                return _Loaded(survey, taken, tree.root, settings, loader)
+
     def _settings(self, root: Root) -> str | None:
         """What `store.toml` has to say, if there is none; one that cannot be read is the owner's to mend."""
         if os.path.lexists(os.path.join(self.path, CONFIG_NAME)):
@@ -281,10 +311,30 @@ class _Rebuild:
                     f"{exc}; mend it, or move it away: then it is made again from the snapshot"
                 ) from exc
             return None
-        config: StoreConfig = parse_config(root.settings, f"the settings in snapshot {root.name}")
+        try:
+            config: StoreConfig = parse_config(root.settings, "its settings")
+        except StoreError as exc:
+            raise CorruptError(str(exc)) from exc
         if config.uuid != root.uuid:
-            raise StoreError(f"{self.path}: snapshot {root.name} has settings of another store, {config.uuid}")
+            raise CorruptError(f"its settings are of another store, {config.uuid}")
         return root.settings
+
+    def _notes(
+        self, survey: Survey, taken: Candidate, root: Root, settings: str | None
+    ) -> dict[str, int | str]:
+        """What the new catalog is to know."""
+        incomplete = {candidate.ref.name for candidate in survey.candidates if not candidate.complete}
+        passed_over = [
+            ref.name
+            for ref in self._all_refs
+            if ref.time_ns > taken.ref.time_ns or ref.name in incomplete
+        ]
+        return {
+            **self._numbers(root),
+            UUID_KEY: read_config(self.path).uuid if settings is None else root.uuid,
+            SNAPSHOT_KEY: self._latest_ns,
+            PASSED_OVER_KEY: " ".join(passed_over),
+        }
 
     def _numbers(self, root: Root) -> dict[str, int]:
         """Counters that are beyond every number that any snapshot shows."""

@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountstore.blobs.flush import syncfs, takes_no_writes
+from mountstore.care.check_namespace import check_namespace
+from mountstore.care.check_versions import check_versions
 from mountstore.care.checking import Examination, Reporter, is_about_indexes
-from mountstore.care.findings import Change, Finding, Kind, Report
+from mountstore.care.findings import Change, Finding, Findings, Kind, Report
 from mountstore.care.premises import Premises
 from mountstore.errors import CorruptError, MountstoreError, ReadOnlyError
 from mountstore.namespace.audit import Audit
@@ -87,6 +89,20 @@ def repair_store(
             # What was read is known from the findings file; not all of it is read again.
             examination = Examination(premises)
         return Repair(before or report, tuple(made), tuple(failed), examination.check_only())
+
+
+def holds_together(catalog: str) -> bool:
+    """Whether names, inodes and histories of a catalog that was just made are as they must be; what they need of
+    the tree is not looked at. Takes some 5 s for a million files.
+
+    Raises: CorruptError
+    """
+    findings = Findings()
+    with Audit(catalog, writable=False) as audit:
+        audit.prepare_names()
+        check_versions(audit, findings)
+        check_namespace(audit, findings)
+    return not any(finding.is_error for finding in findings.kept())
 
 
 def mend_new_catalog(premises: Premises) -> tuple[str, ...]:

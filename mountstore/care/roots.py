@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from mountstore.blobs.completeness import read_manifest
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.describe import references
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.manifest import MAGIC, decode_manifest
+from mountstore.blobs.manifest import MAGIC
 from mountstore.blobs.tree import BalancedTree
-from mountstore.blobs.verification import read_blob
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError
 from mountstore.namespace.streamed_draft import StreamedDraft
 from mountstore.store import Store
@@ -134,10 +134,7 @@ def hashes_below(tree: BalancedTree, digest: Digest) -> list[bytes]:
         while waiting:
             if len(waiting) == 1 and not _is_manifest(tree, waiting[0]):
                 break
-            data = b"".join(read_blob(tree, part, None) for part in waiting)
-            if not data.startswith(MAGIC):
-                break
-            manifest = decode_manifest(data, digest.name)
+            manifest = read_manifest(tree, waiting, digest.name)
             pieces = [entry.digest for entry in manifest if entry.digest is not None]
             found += [piece.sha256 for piece in pieces]
             waiting = pieces if manifest.level else []

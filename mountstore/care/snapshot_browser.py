@@ -67,19 +67,27 @@ class Records:
             yield [(entry.name, self.inode(entry.inode)) for entry in batch]
 
     def walk(self, name: bytes, top: InodeRecord) -> Generator[Twig, None, None]:
-        """Everything from `top` down, directories before what is in them; memory for the depth alone."""
+        """Everything from `top` down, directories before what is in them; memory for the directories on the way.
+
+        Raises: CorruptError if a directory lies in itself, or not where it says.
+        """
         yield Twig(0, name, top)
         if not top.is_directory:
             return
-        way = [chain.from_iterable(self.children(top))]
+        way = [(top.number, chain.from_iterable(self.children(top)))]
         while way:
-            found = next(way[-1], None)
+            directory, children = way[-1]
+            found = next(children, None)
             if found is None:
                 way.pop()
                 continue
+            child = found[1]
+            if child.is_directory and (child.parent != directory or child.number in (ROOT, top.number)):
+                # So there is one way to each, and an end.
+                raise CorruptError(f"{self._what} has directory {child.number} in {directory}, where it is not")
             yield Twig(len(way), *found)
-            if found[1].is_directory:
-                way.append(chain.from_iterable(self.children(found[1])))
+            if child.is_directory:
+                way.append((child.number, chain.from_iterable(self.children(child))))
 
 
 def records_of_snapshot(tree: SnapshotTree) -> Records:

@@ -48,6 +48,8 @@ from mountstore.namespace.stale import PAGE_SHIFT, Changes
 
 T = TypeVar("T")
 
+_BYTES_MAX: Final = (1 << 63) - 1
+
 _DECODERS: Final[dict[bytes, Callable[[bytes, str], object]]] = {
     HISTORIES_MAGIC: decode_histories,
     SEGMENT_MAGIC: decode_segment,
@@ -145,9 +147,15 @@ class Image:
             next_inode=self._instant.next_inode,
             next_cookie=self._instant.next_cookie,
             inode_count=inode_count,
-            bytes=size_bytes,
+            bytes=self._bounded(base, size_bytes),
         )
         return self._put(encode_root(root)), root
+
+    def _bounded(self, base: Root | None, size_bytes: int) -> int:
+        """What sparse files say that they are may be more in sum than a root can say: then it is the most."""
+        if base is not None and base.bytes == _BYTES_MAX:
+            size_bytes = self._instant.file_bytes()
+        return min(size_bytes, _BYTES_MAX)
 
     # --- inodes ---
 

@@ -10,6 +10,7 @@ Errors: BlobMissingError, CorruptError and OSError by everything that reads.
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from mountstore.blobs.verification import read_blob
 from mountstore.errors import CorruptError, StaleError
 from mountstore.namespace import listing, page_map
 from mountstore.namespace.pages import (
+    MAGIC_BYTES,
+    MAGICS,
     UNREADABLE,
     HistoryRecord,
     HistoryRow,
@@ -41,6 +44,9 @@ from mountstore.namespace.stale import PAGE_SHIFT
 T = TypeVar("T")
 
 _CACHE_BYTES: Final = 16 << 20
+_LARGE_BYTES: Final = 16 << 20
+_OBJECT_MAX_BYTES: Final = 1 << 30
+"""The largest are leaves of listings: as a rule they have 256 names, but nothing keeps them from having more."""
 
 
 class SnapshotTree:
@@ -87,7 +93,7 @@ class SnapshotTree:
             if found is not None:
                 self._cache.move_to_end(key)
                 return cast(T, found)
-        data = read_blob(self._tree, digest, None)
+        data = _read_object(self._tree, digest)
         if self._on_read is not None:
             self._on_read(digest, data)
         loaded = decode(data, digest.name)
@@ -238,6 +244,19 @@ class SnapshotTree:
                         skip.add(segment.sha256)
                     yield segment, _contents_of(self.load(segment, decode_segment))
             yield digest, [content for history in histories for content in _contents_of(history.rows)]
+
+
+def _read_object(tree: BalancedTree, digest: Digest) -> bytes:
+    """An object's blob; of what is far too large for one, only the beginning is read."""
+    if digest.size_bytes > _LARGE_BYTES:
+        fd = tree.open(digest)
+        try:
+            begin = os.pread(fd, MAGIC_BYTES, 0)
+        finally:
+            os.close(fd)
+        if begin not in MAGICS or digest.size_bytes > _OBJECT_MAX_BYTES:
+            raise CorruptError(f"{digest.name}: is no part of a snapshot")
+    return read_blob(tree, digest, None)
 
 
 def _contents_of(rows: list[HistoryRow]) -> list[Content]:

@@ -45,7 +45,7 @@ from mountstore.errors import (
 from mountstore.namespace.instant import Instant
 from mountstore.namespace.pages import UNREADABLE, Root
 from mountstore.namespace.snapshot_policy import superfluous
-from mountstore.namespace.stale import Changes
+from mountstore.namespace.stale import PASSED_OVER_KEY, Changes
 from mountstore.store import Store
 from mountstore.store.config import config_text
 
@@ -120,10 +120,12 @@ class Snapshots:
         return await self._take(name, "", progress)
 
     async def take_automatic(self) -> Taken | None:
-        """Take one if anything changed since the last. Raises: As `take`."""
+        """Take one if anything changed since the last, or there is none. Raises: As `take`."""
         self._store.commits.commit()
         if not self._store.catalog.stale.changed:
-            return None
+            refs, _ = await trio.to_thread.run_sync(read_refs, self._store.tree.root)
+            if any(ref.uuid == self._store.config.uuid for ref in refs):
+                return None
         return await self._take(None, AUTOMATIC, no_progress)
 
     async def _take(self, name: str | None, prefix: str, progress: Progress) -> Taken:
@@ -277,10 +279,15 @@ class Snapshots:
     async def prune(self) -> Sequence[str]:
         """Delete the automatic snapshots that the store's policy does not keep; returns their names.
 
+        Those that were passed over when the catalog was made are left alone: it does not know what they show.
+
         Raises: As `delete`.
         """
         refs, _ = await trio.to_thread.run_sync(read_refs, self._store.tree.root)
-        automatic = [ref for ref in refs if ref.name.startswith(AUTOMATIC)]
+        passed_over = self._store.catalog.get_meta(PASSED_OVER_KEY, "").split()
+        automatic = [
+            ref for ref in refs if ref.name.startswith(AUTOMATIC) and ref.name not in passed_over
+        ]
         times = superfluous((ref.time_ns for ref in automatic), self._store.config.snapshots)
         gone = [ref.name for ref in automatic if ref.time_ns in times]
         for name in gone:

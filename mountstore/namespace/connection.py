@@ -45,6 +45,12 @@ def _is_frozen(path: str) -> bool:
         return os.path.exists(path)
 
 
+def sum_of(sizes: str) -> str:
+    """SQL for the sum of sizes of files, 0 for none: sparse ones may say that they are 2**63 bytes, two of which
+    are an error to sum(). It is exact to 2**53, and 2**63 - 1 at most."""
+    return f"CAST(total({sizes}) AS INTEGER)"
+
+
 def uri_path(path: str) -> str:
     """`path` for an SQLite URI, any bytes."""
     return "".join(

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
+from mountstore.errors import CorruptError
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.known_names import KnownNames
 
@@ -253,24 +254,38 @@ class Histories:
     def _flat(self, history: int, count: int) -> Iterator[tuple[int, _Row]]:
         """Rows that are versions, each with its number in `history`, up to number `count`."""
         # An explicit stack: a log that is rotated for years is spliced as often.
-        stack = [(self._rows(history), 0, count)]
+        stack = [(history, self._rows(history), 0, count)]
+        # How many versions of each history are to come from it, at the least: a splice of those it stands among
+        # itself has no end.
+        counts = {history: [count]}
         while stack:
-            rows, shift, last = stack.pop()
+            spliced, rows, shift, last = stack[-1]
             for row in rows:
                 number = shift + row.number
                 if number > last:
-                    break
+                    continue
                 if row.kind == RowKind.SPLICE:
-                    stack.append((rows, shift, last))
-                    stack.append((self._rows(row.size), number - 1, min(number - 1 + row.span, last)))
+                    shown = min(row.span, last - number + 1)
+                    around = counts.setdefault(row.size, [])
+                    if around and around[-1] <= shown:
+                        raise CorruptError(f"history {row.size} has itself as a part; fsck.cas mends that")
+                    around.append(shown)
+                    stack.append((row.size, self._rows(row.size), number - 1, number - 1 + shown))
                     break
                 if row.kind != RowKind.DROPPED:
                     yield number, row
+            else:
+                counts[spliced].pop()
+                stack.pop()
 
     def _find(self, history: int, number: int) -> tuple[_Row, int, int]:
         """The row of a version, the history it is stored in, and the last number of that which counts."""
         last = _ANY
+        asked: set[tuple[int, int]] = set()
         while True:
+            if (history, number) in asked:
+                raise CorruptError(f"history {history} has itself as a part; fsck.cas mends that")
+            asked.add((history, number))
             found = self._catalog.ask(
                 f"SELECT {_COLUMNS} FROM version WHERE history = ? AND number <= ? ORDER BY number DESC LIMIT 1",
                 (history, number),

@@ -11,13 +11,14 @@ Errors: CorruptError (SQLite cannot read the database, or it holds what no catal
 from __future__ import annotations
 
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 from mountstore.namespace.catalog import INODE_COLUMNS
-from mountstore.namespace.connection import connect, translated
-from mountstore.namespace.inodes import FIRST_COOKIE, ROOT
+from mountstore.namespace.connection import connect, sum_of, translated
+from mountstore.namespace.inodes import FIRST_COOKIE, ROOT, TYPE_BITS
 from mountstore.namespace.pages import HistoryRow, InodeRecord, ListingEntry
 from mountstore.namespace.stale import PAGE_SHIFT
 
@@ -40,6 +41,9 @@ _NAMES: Final = (
 _ALL_NAMES: Final = _NAMES.format(below_e="", below_n="")
 _SOME_NAMES: Final = _NAMES.format(below_e="AND e.name < ?3", below_n="AND n.name < ?3")
 
+_FILE_BYTES: Final = (
+    f"SELECT {sum_of('size')} FROM inode WHERE nlink > 0 AND mode & {TYPE_BITS} = {stat.S_IFREG}"
+)
 _CHECKSUM: Final = "SELECT checksum FROM blob WHERE sha256 = ? AND size = ?"
 _INODE_HISTORIES: Final = "SELECT inode, history FROM inode_history WHERE inode BETWEEN ? AND ?"
 _XATTRS: Final = "SELECT inode, name, value FROM xattr WHERE inode BETWEEN ? AND ? ORDER BY inode, name"
@@ -183,6 +187,10 @@ class Instant:
             if self._value("SELECT 1 FROM inode WHERE id = ? AND nlink > 0", (parent,)) is None:
                 removed.append(parent)
             first = parent + 1
+
+    def file_bytes(self) -> int:
+        """The sum of the sizes of regular files, as far as `sum_of` tells; reads all inodes."""
+        return self._value(_FILE_BYTES, ()) or 0
 
     def names(self, directory: int, low: bytes = b"", high: bytes | None = None) -> Iterator[ListingEntry]:
         """What a directory says of its names from `low` up to, not including, `high` (None: all), in order."""

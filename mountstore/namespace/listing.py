@@ -39,6 +39,9 @@ _LEVEL_BITS: Final = 8
 Place = Reference | bytes | None
 """Where a listing stands: see `InodeRecord.listing`."""
 
+_Below = tuple[int, Digest, bytes | None]
+"""A node or leaf still to be read: level, digest, and its first name if that is known."""
+
 ReadRange = Callable[[bytes, bytes | None], Iterable[ListingEntry]]
 """The entries as they are now from a name up to, not including, another (None: to the end), in order."""
 
@@ -134,14 +137,14 @@ def _leaf_references(source: Source, place: Place) -> list[tuple[bytes, Digest |
     if not place.level:
         return [(source.load(place.digest, decode_leaf)[0].name, place.digest)]
     found: list[tuple[bytes, Digest | bytes]] = []
-    below = [(place.level, place.digest)]
+    below: list[_Below] = [(place.level, place.digest, None)]
     while below:
-        level, digest = below.pop()
-        index = load_index(source, digest, level)
+        level, digest, first = below.pop()
+        index = load_index(source, digest, level, first)
         if level == 1:
             found += [(name, index.child(i)) for i, name in enumerate(index.names)]
         else:
-            below += [(level - 1, index.child(i)) for i in reversed(range(len(index.names)))]
+            below += _children(index)
     return found
 
 
@@ -164,23 +167,29 @@ def entries(
       on_bad: Told of leaves and index nodes that cannot be read, whose names are left out; default: the error is
         raised.
     """
-    below: list[tuple[int, Digest | bytes]] = []
+    below: list[_Below | bytes] = []
     if isinstance(place, Reference):
-        below = [(place.level, place.digest)]
+        below.append((place.level, place.digest, None))
     elif place is not None:
-        below = [(0, place)]
+        below.append(place)
+    last = b""
     while below:
-        level, where = below.pop()
+        where = below.pop()
         try:
             if isinstance(where, bytes):
                 leaf = decode_leaf(where)
-            elif not level:
-                leaf = source.load(where, decode_leaf)
-            else:
-                index = load_index(source, where, level)
-                first = max(bisect_right(index.names, after) - 1, 0)
-                below += [(level - 1, index.child(i)) for i in reversed(range(first, len(index.names)))]
+            elif where[0]:
+                level, digest, first = where
+                index = load_index(source, digest, level, first)
+                below += _children(index, max(bisect_right(index.names, after) - 1, 0))
                 continue
+            else:
+                _, digest, first = where
+                leaf = source.load(digest, decode_leaf)
+                _require_first(digest, leaf[0].name, first)
+            if leaf[0].name <= last:
+                raise CorruptError(f"a listing in which {leaf[0].name!r} follows {last!r}")
+            last = leaf[-1].name
         except UNREADABLE as exc:
             if on_bad is None:
                 raise
@@ -202,9 +211,9 @@ def objects(
     """
     if not isinstance(place, Reference):
         return
-    below = [(place.level, place.digest)]
+    below: list[_Below] = [(place.level, place.digest, None)]
     while below:
-        level, digest = below.pop()
+        level, digest, first = below.pop()
         if skip is not None:
             if digest.sha256 in skip:
                 continue
@@ -212,13 +221,11 @@ def objects(
         yield digest
         if level:
             try:
-                index = load_index(source, digest, level)
+                below += _children(load_index(source, digest, level, first))
             except UNREADABLE as exc:
                 if on_bad is None:
                     raise
                 on_bad(exc)
-                continue
-            below += [(level - 1, index.child(i)) for i in reversed(range(len(index.names)))]
 
 
 def _leaf_for(source: Source, place: Place, name: bytes) -> list[ListingEntry]:
@@ -234,12 +241,26 @@ def _leaf_for(source: Source, place: Place, name: bytes) -> list[ListingEntry]:
     return source.load(digest, decode_leaf)
 
 
-def load_index(source: Source, digest: Digest, level: int) -> Index:
-    """The index node, which has to be of that level."""
+def load_index(source: Source, digest: Digest, level: int, first: bytes | None = None) -> Index:
+    """The index node, which has to be of that level, and to begin with that name if it is given."""
     index = source.load(digest, decode_index)
     if index.level != level:
         raise CorruptError(f"{digest.name}: a listing index of level {index.level} instead of {level}")
+    _require_first(digest, index.names[0], first)
     return index
+
+
+def _require_first(digest: Digest, found: bytes, expected: bytes | None) -> None:
+    # So no node is found in two places: ten of them, each with 200 names for the next, would have no end.
+    if expected is not None and found != expected:
+        raise CorruptError(f"{digest.name}: a listing that begins with {found!r} instead of {expected!r}")
+
+
+def _children(index: Index, begin: int = 0) -> list[_Below]:
+    """Those from a number on, in reverse: the first one is taken next."""
+    return [
+        (index.level - 1, index.child(i), index.names[i]) for i in reversed(range(begin, len(index.names)))
+    ]
 
 
 def _name_of(entry: ListingEntry) -> bytes:

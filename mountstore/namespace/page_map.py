@@ -64,6 +64,8 @@ def walk(
     """
     # Reversed, so that the first one is taken next.
     below = [] if root is None else [(root.level, root.digest, 0)]
+    # What a node leads to says its number, so no node has two places: a few that all lead to one had no end.
+    nodes: set[bytes] = set()
     while below:
         level, digest, prefix = below.pop()
         if skip is not None:
@@ -75,6 +77,9 @@ def walk(
             continue
         yield MapEntry(None, digest)
         try:
+            if digest.sha256 in nodes:
+                raise CorruptError(f"{digest.name}: a node that has two places in its map")
+            nodes.add(digest.sha256)
             node = load_node(source, digest, level)
         except UNREADABLE as exc:
             if on_bad is None:

@@ -40,7 +40,8 @@ ROOT_MAGIC: Final = b"CASSROOT"
 MAGICS: Final = frozenset(
     (INODES_MAGIC, HISTORIES_MAGIC, SEGMENT_MAGIC, NODE_MAGIC, LEAF_MAGIC, INDEX_MAGIC, ROOT_MAGIC)
 )
-"""What the first eight bytes of an object may be; a manifest has another one."""
+"""What the first bytes of an object may be; a manifest has another one."""
+MAGIC_BYTES: Final = 8
 
 NODE_SHIFT: Final = 8
 """A node of a map has at most `1 << NODE_SHIFT` children."""
@@ -56,7 +57,8 @@ _HEADER_BYTES: Final = len(ROOT_MAGIC) + 1
 
 _Number = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-_Counter = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+# Each time a catalog is made of a snapshot, counters go on beyond all that were used (67 million further).
+_Counter = Annotated[int, msgspec.Meta(ge=1, le=(1 << 62) - (1 << 40))]
 _Small = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 _Signed = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Sha256 = Annotated[bytes, msgspec.Meta(min_length=SHA256_BYTES, max_length=SHA256_BYTES)]

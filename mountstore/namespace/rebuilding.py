@@ -156,17 +156,6 @@ class CatalogBuilder:
 
     # --- the end ---
 
-    def hangs(self) -> bool:
-        """Whether names stand for nothing, or lie in nothing, or an inode has no name at all."""
-        self._flush()
-        names, placed = self._run(
-            "SELECT count(*), count(DISTINCT e.inode) FROM entry AS e JOIN inode AS i ON i.id = e.inode"
-            " JOIN inode AS d ON d.id = e.parent AND d.parent > 0"
-        ).fetchone()
-        (inodes,) = self._run("SELECT count(*) FROM inode").fetchone()
-        # All but the root directory have a name.
-        return bool(names != self.names or placed != max(inodes - 1, 0))
-
     def finish(self, meta: Mapping[str, int | str]) -> None:
         """Complete the catalog, and bring it to the disk."""
         self._flush()

@@ -24,11 +24,13 @@ from typing import Any, Final, NamedTuple
 from mountstore.blobs.digest import Digest
 
 BASE_KEY: Final = "snapshot_base"
+"""Of the table meta: name of the blob that is the root of the last snapshot."""
 UUID_KEY: Final = "uuid"
 """Of the store that the catalog belongs to."""
 SNAPSHOT_KEY: Final = "snapshot_ns"
 """No snapshot of this catalog is of a later instant, in nanoseconds since 1970."""
-"""Of the table meta: name of the blob that is the root of the last snapshot."""
+PASSED_OVER_KEY: Final = "snapshots_passed_over"
+"""Names, with spaces between them, of snapshots that show what this catalog, made from another one, may not."""
 
 PAGE_SHIFT: Final = 6
 """A page of a snapshot (docs/format.md, "Snapshots") has the inodes, or histories, of the numbers n with equal

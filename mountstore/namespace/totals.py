@@ -6,7 +6,7 @@ import sqlite3
 import stat
 from typing import Final, NamedTuple
 
-from mountstore.namespace.connection import connect, translated
+from mountstore.namespace.connection import connect, sum_of, translated
 from mountstore.namespace.history import RowKind
 from mountstore.namespace.inodes import TYPE_BITS
 
@@ -52,7 +52,7 @@ def read_totals(catalog_path: str) -> CatalogTotals:
         db.execute("BEGIN")
         files = directories = others = logical_bytes = data_bytes = 0
         for kind, number, size, allocated in db.execute(
-            f"SELECT mode & {TYPE_BITS}, count(*), sum(size), sum(allocated) FROM inode"
+            f"SELECT mode & {TYPE_BITS}, count(*), {sum_of('size')}, {sum_of('allocated')} FROM inode"
             " WHERE nlink > 0 GROUP BY 1"
         ):
             if kind == stat.S_IFREG:
@@ -62,7 +62,7 @@ def read_totals(catalog_path: str) -> CatalogTotals:
             else:
                 others += number
         versions, version_bytes = db.execute(
-            f"SELECT count(*), coalesce(sum(size), 0) FROM version WHERE kind IN ({_CONTENTS})"
+            f"SELECT count(*), {sum_of('size')} FROM version WHERE kind IN ({_CONTENTS})"
         ).fetchone()
         blobs, blob_bytes = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM blob").fetchone()
     except sqlite3.Error as exc:

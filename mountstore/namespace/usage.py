@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Self
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
 from mountstore.errors import AbsentError, CorruptError
-from mountstore.namespace.connection import connect
+from mountstore.namespace.connection import connect, sum_of
 from mountstore.namespace.inodes import ROOT, TYPE_BITS
 
 _TABLES: Final = """
@@ -155,7 +155,7 @@ class Usage:
     def totals(self) -> Totals:
         """The sums over everything added."""
         files, logical_bytes = self._db.execute(
-            "SELECT count(*), coalesce(sum(i.size), 0)"
+            f"SELECT count(*), {sum_of('i.size')}"
             " FROM temp.inside AS t CROSS JOIN inode AS i ON i.id = t.inode"
             f" WHERE i.mode & {TYPE_BITS} = {stat.S_IFREG}"
         ).fetchone()

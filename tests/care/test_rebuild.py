@@ -42,6 +42,8 @@ from mountstore.store.lock import StoreLock
 
 Capture = pytest.CaptureFixture[str]
 
+NOON_NS = 20_000 * 86_400 * 10**9 + 12 * 3600 * 10**9
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Lost:
@@ -187,6 +189,43 @@ def test_a_ref_newer_than_its_blobs(lost: Lost) -> None:
     assert not os.path.exists(lost.path / "store.toml"), "looking changes nothing"
     assert rebuild_store(str(lost.path)).taken.ref.name == "first"
     lost.shows("first")
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_was_passed_over_can_be_had_when_its_blobs_are_back(
+    lost: Lost, tmp_path: Path, partial: bool
+) -> None:
+    """Automatic snapshots are pruned by their times: what a recovery does not know is no reason to prune it."""
+    refs = str(lost.blobs)
+    for number, name in enumerate(("first", "second")):
+        ref = read_ref(refs, name)
+        os.unlink(lost.blobs / "refs" / name)
+        write_ref(refs, ref._replace(name=f"auto-{name}", time_ns=NOON_NS + number))
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    gone = only_of(lost, "auto-second", "auto-first") - {lost.root("auto-second")}
+    if partial:
+        gone = {Digest.of(NEW), Digest.of(OLD)}
+    for digest in gone:
+        lost.blob(digest).rename(aside / digest.name)
+    taken = rebuild_store(str(lost.path), partial=partial).taken
+    assert taken.ref.name == ("auto-second" if partial else "auto-first")
+
+    async def goes_on() -> None:
+        async with Store.open(str(lost.path)).running() as store:
+            await Work(store).save(b"fresh", b"since the recovery")
+            assert await Snapshots(store).take_last()
+
+    # A clock in the same hour, so that only the last of them would be kept.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mountstore.care.snapshots.time.time_ns", lambda: NOON_NS + 10**9)
+        trio.run(goes_on)
+    assert "auto-second" in [ref.name for ref in read_refs(refs)[0]]
+    tree = BalancedTree(str(lost.blobs))
+    for digest in gone:
+        tree.add_file(str(aside / digest.name))
+    assert rebuild_store(str(lost.path), snapshot="auto-second").taken.complete
+    lost.shows("second", Kind.SNAPSHOT_LOST)
 
 
 def test_an_interrupted_rsync(source: Lost, tmp_path: Path) -> None:
@@ -662,7 +701,7 @@ def test_fsck_without_a_catalog(lost: Lost, capsys: Capture) -> None:
     assert fsck(["--partial", str(lost.path)]) == 16
 
 
-@pytest.mark.parametrize("steps", [1, 4, 5])
+@pytest.mark.parametrize("steps", [1, 5, 6])
 def test_a_process_that_dies(source: Lost, tmp_path: Path, steps: int) -> None:
     """After any step; nothing is put back by a handler."""
     path = tmp_path / "store"

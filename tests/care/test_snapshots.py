@@ -29,6 +29,8 @@ from mountstore.care.snapshots import Snapshots
 from mountstore.errors import AbsentError, ExistsError, MisuseError, NoSpaceError, ReadOnlyError
 from mountstore.namespace.inodes import ROOT
 from mountstore.namespace.snapshot_policy import SnapshotPolicy
+from mountstore.namespace.totals import read_totals
+from mountstore.namespace.usage import Usage
 from mountstore.store import Store
 
 pytestmark = pytest.mark.trio
@@ -289,6 +291,40 @@ async def test_what_did_not_change_is_shared(tmp_path: Path) -> None:
         third = await taker.take("third")
         assert third.new_blobs == 1
         assert await taker.take_automatic() is None
+
+
+async def test_without_any_snapshot_one_is_taken_though_nothing_changed(tmp_path: Path) -> None:
+    """The refs may have been lost, and with them all that the blobs alone could bring back."""
+    async with work(tmp_path) as w:
+        await w.save(b"file", b"content")
+        taker = Snapshots(w.store)
+        first = await taker.take_automatic()
+        assert first is not None
+        assert await taker.take_automatic() is None
+        os.unlink(tmp_path / "blobs" / "refs" / first.info.name)
+        second = await taker.take_automatic()
+        assert second is not None and second.info.inodes == first.info.inodes
+        assert await taker.take_automatic() is None
+
+
+async def test_sparse_files_that_are_more_in_sum_than_a_number_can_say(tmp_path: Path) -> None:
+    most = (1 << 63) - 1
+    async with work(tmp_path) as w:
+        for name in (b"a", b"b", b"c"):
+            file = await w.save(name, b"")
+            await w.store.files.truncate(file, most - 1, privileged=True)
+            await w.store.commits.hard_sync()
+        taker = Snapshots(w.store)
+        assert (await taker.take("all")).info.bytes == most
+        assert read_totals(w.store.catalog.path).logical_bytes == most
+        with Usage(w.store.catalog.path, b"/") as usage:
+            assert usage.totals().logical_bytes == most
+        for name in (b"a", b"b"):
+            await w.unlink(name)
+        await w.save(b"small", b"12345")
+        assert (await taker.take("one")).info.bytes == pytest.approx(most)
+        await w.unlink(b"c")
+        assert (await taker.take("none")).info.bytes == 5
 
 
 async def test_after_kill_nothing_that_changed_is_forgotten(tmp_path: Path) -> None:
