@@ -36,9 +36,10 @@ def read_limited(path: str, limit: int, *, follow: bool = False) -> bytes:
     Raises: OSError (EFBIG: it is larger; EINVAL: it is no regular file)
     """
     fd = os.open(path, _FLAGS & ~os.O_NOFOLLOW) if follow else open_to_read(path)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", path)
         data = file.read(limit + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)

@@ -129,8 +129,10 @@ def read_refs(blobs: str) -> tuple[list[Ref], list[BadRef]]:
         except BlobMissingError:
             # Deleted since the directory was read.
             continue
-        except (CorruptError, MisuseError, OSError) as exc:
+        except (CorruptError, MisuseError) as exc:
             bad.append(BadRef(name, str(exc)))
+        except OSError as exc:
+            bad.append(BadRef(name, f"ref {name}: {exc.strerror or exc}"))
     refs.sort(key=lambda ref: (ref.time_ns, ref.name), reverse=True)
     return refs, bad
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from mountstore.errors import MisuseError
+from mountstore.errors import MisuseError, shown
 from mountstore.images.geometry import parse_geometry
 
 RENDERING: Final = 1
@@ -143,8 +143,8 @@ def format_of(name: bytes) -> Format:
         return _SUFFIXES[suffix.decode("ascii").lower() if dot else ""]
     except (KeyError, UnicodeDecodeError):
         raise MisuseError(
-            f"{name!r}: the suffix does not tell in which format to write; end the name in .jpg, .png, .webp,"
-            " .tif, .avif or .gif, or give --format"
+            f"{shown(name)}: the suffix does not tell in which format to write; end the name in .jpg, .png,"
+            " .webp, .tif, .avif or .gif, or give --format"
         ) from None
 
 

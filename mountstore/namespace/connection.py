@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from mountstore.blobs.flush import is_quota, room_refused, takes_no_writes
-from mountstore.errors import CorruptError, NoSpaceError, QuotaError
+from mountstore.errors import CorruptError, NoSpaceError, QuotaError, StoreError
 from mountstore.namespace.wal import AHEAD_BYTES
 
 REBUILD_HINT: Final = "fsck.cas --rebuild makes a new one from the blobs"
@@ -70,6 +70,7 @@ def translated(path: str, exc: sqlite3.Error) -> Exception:
     return CorruptError(f"{path}: {exc}")
 
 
+_REFUSED: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _DAMAGE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR)
 
 
@@ -85,12 +86,14 @@ def damage_told_by(exc: BaseException) -> CorruptError | None:
 def reading_catalog(path: str) -> Iterator[None]:
     """The context of using a catalog of which nobody knows yet whether it can be read.
 
-    Raises: CorruptError, NoSpaceError, QuotaError instead of what SQLite raises.
+    Raises: CorruptError, NoSpaceError, QuotaError, StoreError (no damage) instead of what SQLite raises.
     """
     try:
         yield
     except (sqlite3.Error, UnicodeDecodeError) as exc:
         # SQLite's message may quote a damaged schema.
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _REFUSED:
+            raise StoreError(f"{path}: the catalog cannot be written: {exc} (see its mode, and lsattr)") from exc
         failure = translated(path, exc) if isinstance(exc, sqlite3.Error) else None
         if failure is None or isinstance(failure, CorruptError):
             failure = CorruptError(f"{path}: the catalog cannot be read: {exc}; {REBUILD_HINT}")

@@ -154,6 +154,7 @@ class Recall:
           AbsentError: No such version, or no such directory.
           FoundDirectoryError: The path, or the version, is a directory.
           WantsDirectoryError: Something on the way to the other path is no directory.
+          ExistsError: The other path is a directory.
           MisuseError: That path has no name that a file may have.
           MisuseError: The path says no version, and is there as it was last.
           BlobMissingError, CorruptError: Some of that version's content is not there; nothing was changed.
@@ -175,6 +176,8 @@ class Recall:
         with self._contents.adding():
             content, allocated = await self.content_of(version)
             replaced = self._namespace.find(parent, name)
+            if to is not None and replaced is not None and replaced.is_directory:
+                raise ExistsError(f"{shown(to)} is a directory: name the file in it that is to be made")
             if replaced is not None and replaced.draft is not None and replaced.writers == 0:
                 await self._sealer.seal(replaced)
             # The name may stand for something else by now, but a number means what it meant, if it is still there.

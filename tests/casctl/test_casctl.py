@@ -300,6 +300,17 @@ def test_what_every_command_says(mount: LiveMount) -> None:
     assert "done" in said("jobs") and "COMMAND" in said("jobs")
 
 
+def test_a_directory_in_place_of_a_file_is_wrong_usage(mount: LiveMount) -> None:
+    (mount.path / "d").mkdir()
+    for text in ("one", "two"):
+        (mount.path / "f").write_text(text)
+    for arguments in (("versions", "d"), ("undelete", "d"), ("diff", "d", "1"), ("rmtree", "f"), ("policy", "f")):
+        assert casctl(*arguments, cwd=mount.path).returncode == 2, arguments
+    ended = casctl("restore", "f@1", "--to", "d", cwd=mount.path)
+    assert ended.returncode == 1
+    assert ended.stderr == "casctl: '/d' is a directory: name the file in it that is to be made\n"
+
+
 def test_a_directory_that_comes_back_in_part_says_so(mount: LiveMount) -> None:
     directory = mount.path / "d"
     directory.mkdir()

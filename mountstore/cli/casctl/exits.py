@@ -82,7 +82,13 @@ def _literal(text: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-_CODES = {"EINVAL": Exit.USAGE, "EPERM": Exit.DENIED, "EACCES": Exit.DENIED}
+_CODES = {
+    "EINVAL": Exit.USAGE,
+    "EISDIR": Exit.USAGE,
+    "ENOTDIR": Exit.USAGE,
+    "EPERM": Exit.DENIED,
+    "EACCES": Exit.DENIED,
+}
 
 
 def run_guarded(body: Callable[[], int]) -> int:
