@@ -120,7 +120,12 @@ class Committer:
     @property
     def has_changes(self) -> bool:
         """Whether the death of this process would cost anything now, but for drafts."""
-        return self._inodes.has_changes or self._ledger.has_changes or self._catalog.uncommitted()
+        return (
+            self._inodes.has_changes
+            or self._ledger.has_changes
+            or self._replaced.has_changes
+            or self._catalog.uncommitted()
+        )
 
     def commit(self, *, pause: bool = False) -> None:
         """Write all changed rows and commit; `pause` as of `Catalog.commit`.
@@ -223,6 +228,8 @@ class Committer:
             self._inodes.has_changes
             or self._ledger.has_changes
             or self._ledger.has_unsynced
+            or self._replaced.has_changes
+            or self._replaced.has_lapsed
             or self._catalog.changes() != self._synced_at_change
         )
 

@@ -82,7 +82,14 @@ class Replaced:
 
     @property
     def has_changes(self) -> bool:
+        """Whether a note is new, or was closed, since the last commit."""
         return bool(self._unlisted)
+
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether an open note waits for a hard sync to end it."""
+        lapsed = time.monotonic() - LAPSE_S
+        return any(note.made_s < lapsed for note in self._open.values())
 
     def note(self, inode: int, content: Content, allocated: int, draft: DraftRow | None) -> None:
         """An inode is about to get another content; only its first one since the last hard sync counts."""

@@ -22,7 +22,7 @@ from mountstore.blobs.tree import BalancedTree
 from mountstore.cli.fsck import main as fsck
 from mountstore.errors import ExistsError, NoSpaceError, ReadOnlyError
 from mountstore.namespace import commits as commits_module
-from mountstore.namespace import transactions
+from mountstore.namespace import replaced, transactions
 from mountstore.namespace.catalog import Catalog
 from mountstore.namespace.commits import SOFT_INTERVAL_S
 from mountstore.namespace.draft import MEMORY_MAX
@@ -429,6 +429,66 @@ async def test_an_fsynced_draft_is_brought_back_after_a_crash(store_path: str, t
         assert found is not None
         assert await store.files.read(found, at - 10, len(data) + 100) == bytes(10) + data
         assert os.listdir(os.path.join(crashed, "staging")) == []
+
+
+@pytest.mark.parametrize("end", ["fsync", "close"])
+@pytest.mark.parametrize("size", [11, MEMORY_MAX + 5])
+async def test_a_file_that_took_a_name_while_it_was_open_keeps_it_when_nothing_else_happens(
+    store_path: str, tmp_path: Path, size: int, end: str
+) -> None:
+    """As programs save that rename first and close later; what it replaced is noted until it is safe."""
+    new = os.urandom(size)
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        await write_file(store, b"f", b"old")
+        await store.commits.hard_sync()
+        inode = store.namespace.create(ROOT, b"tmp", FILE, USER)
+        handle = store.files.open(inode, writable=True, privileged=True)
+        await store.files.write(handle, 0, new)
+        store.namespace.rename(ROOT, b"tmp", ROOT, b"f")
+        # What stays open is kept as it is now, so that there is nothing left to do but for the note.
+        for _ in range(2):
+            await store.files.keep_open()
+        await store.commits.hard_sync()
+        if end == "fsync":
+            await store.files.fsync(inode)
+        else:
+            await store.files.release(handle)
+            assert store.commits.has_changes, "the next timed commit makes it survive the death of the process"
+            store.commits.commit()
+        assert not store.commits.has_changes
+        crashed = _copy_of(store_path, tmp_path)
+        if end == "fsync":
+            await store.files.release(handle)
+    async with Store.open(crashed).running() as store:
+        found = store.namespace.find(ROOT, b"f")
+        assert found is not None
+        assert await store.files.read(found, 0, size + 1) == new
+
+
+async def test_the_note_of_a_file_that_stays_open_lapses_when_nothing_else_happens(
+    store_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that took the name of the last one is not to lose it for as long as it is written to."""
+    async with Store.open(store_path, commit_s=3600).running() as store:
+        await write_file(store, b"f", b"old")
+        inode = store.namespace.create(ROOT, b"tmp", FILE, USER)
+        handle = store.files.open(inode, writable=True, privileged=True)
+        await store.files.write(handle, 0, b"new")
+        store.namespace.rename(ROOT, b"tmp", ROOT, b"f")
+        for _ in range(2):
+            await store.files.keep_open()
+        await store.commits.hard_sync()
+        (note,) = store.catalog.previous()
+        assert note[-1], "it is open"
+        monkeypatch.setattr(replaced, "LAPSE_S", -1.0)
+        await store.commits.hard_sync()
+        assert store.catalog.previous() == []
+        crashed = _copy_of(store_path, tmp_path)
+        await store.files.release(handle)
+    async with Store.open(crashed).running() as store:
+        found = store.namespace.find(ROOT, b"f")
+        assert found is not None
+        assert await store.files.read(found, 0, 10) == b"new"
 
 
 async def test_what_was_private_when_a_draft_was_begun_is_private_after_a_crash(
