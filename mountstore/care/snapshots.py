@@ -310,15 +310,17 @@ class Snapshots:
         try:
             if await self.take_automatic() is not None:
                 await self.prune()
-        except (MountstoreError, OSError) as exc:
-            log.error("no snapshot could be taken: %s", exc)
+        except Exception as exc:
+            foreseen = isinstance(exc, MountstoreError | OSError)
+            log.error("no snapshot could be taken: %s", exc, exc_info=None if foreseen else exc)
             return False
         return True
 
     async def _due_in(self, interval_s: float) -> float:
         try:
             refs, _ = await trio.to_thread.run_sync(read_refs, self._store.tree.root)
-        except OSError:
+        except (OSError, RuntimeError):
+            # No descriptor, or no thread to be had now.
             return interval_s
         last_ns = max((ref.time_ns for ref in refs if ref.name.startswith(AUTOMATIC)), default=0)
         passed_s = (time.time_ns() - last_ns) / 1e9

@@ -75,13 +75,18 @@ async def give_back() -> None:
     except AttributeError:
         return
     # What is resident but not of the heap, Python's small objects for one, is known only as what a trim leaves.
-    least = last = trimmer.unused_bytes()
+    least: int | None = None
+    last = 0
     while True:
         await trio.sleep(CHECK_S)
-        before, last = last, trimmer.unused_bytes()
-        least = min(least, last)
-        # Twice in a row: what is needed again at once is not given back.
-        if min(before, last) > least + _IN_VAIN_BYTES:
-            # 16 to 25 ms for 300 MB, in which nobody can allocate.
-            await trio.to_thread.run_sync(trimmer.malloc_trim, 0)
-            least = last = trimmer.unused_bytes()
+        try:
+            before, last = last, trimmer.unused_bytes()
+            least = last if least is None else min(least, last)
+            # Twice in a row: what is needed again at once is not given back.
+            if min(before, last) > least + _IN_VAIN_BYTES:
+                # 16 to 25 ms for 300 MB, in which nobody can allocate.
+                await trio.to_thread.run_sync(trimmer.malloc_trim, 0)
+                least = last = trimmer.unused_bytes()
+        except (OSError, RuntimeError):
+            # No descriptor or no thread to be had now: that is no reason to end the mount.
+            continue

@@ -369,7 +369,11 @@ class Committer:
         while self._doubt is None:
             # Also after one that took long: what cannot be sealed is read and written in vain.
             await trio.sleep(interval_s)
-            await act()
+            try:
+                await act()
+            except Exception as exc:
+                # Whatever it was, the mount goes on: what is not done is tried again.
+                log.error("unforeseen while drafts were looked after", exc_info=exc)
 
     async def _keep_drafts(self) -> None:
         if await self.keep_open():

@@ -293,6 +293,19 @@ async def test_what_did_not_change_is_shared(tmp_path: Path) -> None:
         assert await taker.take_automatic() is None
 
 
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), RuntimeError("no new thread")])
+async def test_a_snapshot_that_fails_in_any_way_does_not_end_the_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def fail(self: Snapshots) -> None:
+        raise error
+
+    async with work(tmp_path) as w:
+        monkeypatch.setattr(Snapshots, "take_automatic", fail)
+        assert not await Snapshots(w.store).take_last()
+    assert str(error) in caplog.text
+
+
 async def test_without_any_snapshot_one_is_taken_though_nothing_changed(tmp_path: Path) -> None:
     """The refs may have been lost, and with them all that the blobs alone could bring back."""
     async with work(tmp_path) as w:

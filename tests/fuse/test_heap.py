@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+
+import pytest
+import trio
+import trio.testing
+
+from mountstore.fuse import heap
 
 CHURN = """
 import resource
@@ -71,3 +79,20 @@ def test_what_is_free_amid_the_heap_is_given_back() -> None:
     assert grown > 180 and kept > 180, "this C library gives it back: is give_back() still needed?"
     grown, kept = printed(KEPT.format(giving=True))
     assert grown > 180 and kept < 40
+
+
+@pytest.mark.trio
+async def test_a_heap_that_cannot_be_looked_at_does_not_end_the_mount(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    asked = 0
+
+    def out_of_descriptors(self: object) -> int:
+        nonlocal asked
+        asked += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/proc/self/statm")
+
+    monkeypatch.setattr(heap._Trimmer, "unused_bytes", out_of_descriptors)
+    with trio.move_on_after(3.5 * heap.CHECK_S):
+        await heap.give_back()
+    assert asked == 3
