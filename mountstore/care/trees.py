@@ -43,7 +43,7 @@ from mountstore.errors import (
 from mountstore.namespace.grafting import Graft, Twig
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.instant import Instant
-from mountstore.namespace.limbo import LIMBO, Limbo, removed_at
+from mountstore.namespace.limbo import Limbo, removed_at
 from mountstore.store import Store
 
 __all__ = ["Made", "Place", "Trees"]
@@ -82,7 +82,6 @@ class Trees:
 
     Attributes:
       kernel_knows: Whether the kernel of the mount knows an inode: then a removed one stays until it forgets it.
-      is_reserved: Whether a name in a directory stands for something that is not in the store.
     """
 
     def __init__(self, store: Store) -> None:
@@ -92,7 +91,6 @@ class Trees:
         self._wanted = trio.Event()
         self._gone: dict[bytes, trio.Event] = {}
         self.kernel_knows: Callable[[int], bool] = lambda inode: False
-        self.is_reserved: Callable[[int, bytes], bool] = lambda directory, name: False
 
     # --- making ---
 
@@ -353,7 +351,7 @@ class Trees:
         parent = self._follow(b"/".join(above))
         if not parent.is_directory:
             raise WantsDirectoryError(shown(path))
-        if (name == LIMBO and parent.id == ROOT) or self.is_reserved(parent.id, name):
+        if self._store.namespace.is_reserved(parent.id, name):
             raise MisuseError(f"{shown(path)}: this name is not free for use")
         return Place(parent.id, name)
 
@@ -363,7 +361,7 @@ class Trees:
         for part in _parts(path):
             if not inode.is_directory:
                 raise WantsDirectoryError(shown(path))
-            found = None if part == LIMBO and inode.id == ROOT else namespace.find(inode.id, part)
+            found = None if namespace.is_reserved(inode.id, part) else namespace.find(inode.id, part)
             if found is None:
                 raise AbsentError(shown(path))
             inode = found

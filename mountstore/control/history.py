@@ -81,6 +81,8 @@ async def _restore(context: Context, arguments: Arguments) -> Answer:
     try:
         inode = await context.store.recall.restore(path, to=to)
     except FoundDirectoryError:
+        if to is not None and _is_directory(context, to):
+            raise
         if not isinstance(reference.selector, Instant):
             raise FoundDirectoryError(f"{shown(path)} is a directory: say of which time, as PATH@TIME") from None
         return await _restore_tree(context, reference.name, reference.selector, to)
@@ -88,6 +90,13 @@ async def _restore(context: Context, arguments: Arguments) -> Answer:
     place = _place_with(context, inode, [restored, reference.name])
     await _show(context, place)
     return {"path": _path_of(context, inode, restored, path), "bytes": inode.size}
+
+
+def _is_directory(context: Context, path: bytes) -> bool:
+    try:
+        return find_inode(context.store, path).is_directory
+    except AbsentError:
+        return False
 
 
 async def _restore_tree(context: Context, path: bytes, instant: Instant, to: bytes | None) -> Answer:

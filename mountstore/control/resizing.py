@@ -260,6 +260,7 @@ async def _make_directory(context: Context, path: bytes) -> int:
     """Make a directory like the one it lies in."""
     namespace = context.store.namespace
     at = _place_of(context.store, path)
+    namespace.require_place(*at)
     above = namespace.get(at.directory)
     mode = stat.S_IFDIR | context.store.versions.kept_mode(above) & 0o777
     made = namespace.create(at.directory, at.name, mode, Caller(above.uid, above.gid))

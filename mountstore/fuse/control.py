@@ -55,7 +55,7 @@ class Control:
             if number is not None:
                 await self._cache.forget_entry(number, os.fsencode(name))
 
-        self.services.trees.is_reserved = operations.reserved.is_reserved
+        self.services.store.namespace.is_reserved = operations.reserved.is_reserved
         self.services.forget_versions = forget_versions
         self.services.forget_snapshot = forget_snapshot
 

@@ -31,6 +31,11 @@ _MAKING: Final = b"making-"
 _REMOVING: Final = b"removing-"
 
 
+def is_limbo(parent: int, name: bytes) -> bool:
+    """Whether a name in a directory is that of the hidden one."""
+    return parent == ROOT and name == LIMBO
+
+
 def removed_at(name: bytes) -> int | None:
     """When a tree in limbo was removed, in nanoseconds; None for one that was in the making."""
     if not name.startswith(_REMOVING):

@@ -80,6 +80,9 @@ class Namespace:
         self._orphans: dict[int, Inode] = {}
         # Told of a file that takes the name of another by a rename; set by the store.
         self.on_replaced: Callable[[Inode, Inode], None] = lambda inode, replaced: None
+        # Whether a name in a directory stands for something hidden, or that is not in the store; set by the store,
+        # and by the mount, which knows more of them.
+        self.is_reserved: Callable[[int, bytes], bool] = lambda parent, name: False
         # The disk is so full that not even names can be recorded: nothing new is accepted.
         self.no_room = False
         self.read_only = read_only
@@ -144,10 +147,15 @@ class Namespace:
         return inode
 
     def require_place(self, parent_id: int, name: bytes) -> None:
-        """Raises: What keeps anything from being made under that name, but for what has it already."""
+        """For whom no kernel has asked: a command.
+
+        Raises: What keeps anything from being made under that name, but for what has it already.
+        """
         self._writable_directory(parent_id, name)
         if name in (b"", b".", b".."):
             raise ExistsError(shown(name))
+        if self.is_reserved(parent_id, name):
+            raise ExistsError(f"{shown(name)}: this name is not free for use")
 
     def _writable_directory(self, inode_id: int, name: bytes) -> Inode:
         """The directory in which `name` is to be made or removed."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import stat
 
 from mountstore.blobs.content import Content
-from mountstore.errors import FoundDirectoryError, shown
-from mountstore.namespace.inodes import Inode, InodeTable
+from mountstore.errors import AbsentError, FoundDirectoryError, MisuseError, WantsDirectoryError, shown
+from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
 
 
@@ -35,8 +35,10 @@ def place(
 
     Raises:
       FoundDirectoryError: The name is a directory's.
+      ExistsError: It is reserved.
       AbsentError, ReadOnlyError, NoSpaceError, NameTooLongError: As `Namespace.create`. Nothing was changed.
     """
+    namespace.require_place(parent, name)
     taken = namespace.find(parent, name)
     if taken is not None and taken.is_directory:
         raise FoundDirectoryError(shown(name))
@@ -51,6 +53,29 @@ def place(
     if taken is not None:
         namespace.rename(parent, made_as, parent, name)
     return inode
+
+
+def place_of(namespace: Namespace, path: bytes) -> tuple[int, bytes]:
+    """Directory and name of what is to be made at a path.
+
+    Raises:
+      MisuseError: It has no name that could be given.
+      AbsentError, WantsDirectoryError: There is no such directory.
+      ExistsError: The name is reserved.
+    """
+    *above, name = [part for part in path.split(b"/") if part] or [b""]
+    if name in (b"", b".", b".."):
+        raise MisuseError(f"{shown(path)}: is no name that can be given")
+    parent = ROOT
+    for part in above:
+        inode = None if namespace.is_reserved(parent, part) else namespace.find(parent, part)
+        if inode is None:
+            raise AbsentError(shown(path))
+        if not inode.is_directory:
+            raise WantsDirectoryError(shown(path))
+        parent = inode.id
+    namespace.require_place(parent, name)
+    return parent, name
 
 
 def free_name(namespace: Namespace, parent: int) -> bytes:

@@ -38,7 +38,7 @@ from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.ledger import Ledger
 from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.notation import Instant, parse_reference
-from mountstore.namespace.placing import place
+from mountstore.namespace.placing import place, place_of
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.timeline import Line, Timeline, VersionReader
 
@@ -152,9 +152,9 @@ class Recall:
 
         Raises:
           AbsentError: No such version, or no such directory.
-          FoundDirectoryError: The path, or the version, is a directory.
+          FoundDirectoryError: The path, the version, or the other path is a directory.
           WantsDirectoryError: Something on the way to the other path is no directory.
-          ExistsError: The other path is a directory.
+          ExistsError: The other path is reserved.
           MisuseError: That path has no name that a file may have.
           MisuseError: The path says no version, and is there as it was last.
           BlobMissingError, CorruptError: Some of that version's content is not there; nothing was changed.
@@ -171,13 +171,15 @@ class Recall:
                     await self._contents.in_thread(require_blobs, self._tree, content)
                 return line.inode
         version = self._get(line, number)
-        parent, name = (line.parent, line.name) if to is None else self._place_of(to)
+        if to is not None and to.endswith(b"/"):
+            raise MisuseError(f"{shown(to)}: is no name that a file can have")
+        parent, name = (line.parent, line.name) if to is None else place_of(self._namespace, to)
         self._require_directory(parent, path)
         with self._contents.adding():
             content, allocated = await self.content_of(version)
             replaced = self._namespace.find(parent, name)
             if to is not None and replaced is not None and replaced.is_directory:
-                raise ExistsError(f"{shown(to)} is a directory: name the file in it that is to be made")
+                raise FoundDirectoryError(f"{shown(to)} is a directory: name the file in it that is to be made")
             if replaced is not None and replaced.draft is not None and replaced.writers == 0:
                 await self._sealer.seal(replaced)
             # The name may stand for something else by now, but a number means what it meant, if it is still there.
@@ -257,21 +259,6 @@ class Recall:
         )
 
     # --- paths ---
-
-    def _place_of(self, path: bytes) -> tuple[int, bytes]:
-        """Directory and name of a path in the tree as it is."""
-        *above, name = [part for part in path.split(b"/") if part] or [b""]
-        if name in (b"", b".", b"..") or path.endswith(b"/"):
-            raise MisuseError(f"{shown(path)} is no path of a file")
-        parent = ROOT
-        for part in above:
-            inode = self._namespace.find(parent, part)
-            if inode is None:
-                raise AbsentError(shown(path))
-            if not inode.is_directory:
-                raise WantsDirectoryError(shown(path))
-            parent = inode.id
-        return parent, name
 
     async def _select(self, path: bytes, selector: Selector | None) -> tuple[Line, int]:
         """The line of a path, and the number of the version that is meant; the current one by default."""

@@ -30,7 +30,7 @@ from mountstore.namespace.inodes import ROOT, Inode, InodeTable
 from mountstore.namespace.namespace import Caller, Namespace
 from mountstore.namespace.notation import Instant
 from mountstore.namespace.past import PastDirectory, PastFile, PastLink, PastThing, thing_at, things_at
-from mountstore.namespace.placing import free_name
+from mountstore.namespace.placing import free_name, place_of
 from mountstore.namespace.recall import Recall
 from mountstore.namespace.sealing import Sealer
 from mountstore.namespace.timeline import Timeline
@@ -99,7 +99,7 @@ class TreeRecall:
         await self._sealer.settle_or_keep()
         past = self._directory_at(path, instant.time_ns)
         target = path if to is None else to
-        parent, name = self._place_of(target)
+        parent, name = place_of(self._namespace, target)
         if self._namespace.find(parent, name) is not None:
             raise ExistsError(f"{shown(target)}: give a name that is free")
         if past.inode in self._above(parent):
@@ -130,20 +130,6 @@ class TreeRecall:
         if not isinstance(found, PastDirectory):
             raise WantsDirectoryError(f"{shown(path)}: was no directory then")
         return found
-
-    def _place_of(self, path: bytes) -> tuple[int, bytes]:
-        *above, name = [part for part in path.split(b"/") if part] or [b""]
-        if name in (b"", b".", b".."):
-            raise MisuseError(f"{shown(path)}: is no name for a new directory")
-        parent = ROOT
-        for part in above:
-            inode = self._namespace.find(parent, part)
-            if inode is None:
-                raise AbsentError(shown(path))
-            if not inode.is_directory:
-                raise WantsDirectoryError(shown(path))
-            parent = inode.id
-        return parent, name
 
     def _above(self, directory: int) -> set[int]:
         """A directory and all that it lies in, but for the root: that may hold its own past."""

@@ -28,6 +28,7 @@ from mountstore.namespace.drafts import Drafts, inode_of_draft
 from mountstore.namespace.files import Files
 from mountstore.namespace.inodes import ROOT, InodeTable
 from mountstore.namespace.ledger import Ledger
+from mountstore.namespace.limbo import is_limbo
 from mountstore.namespace.namespace import Namespace
 from mountstore.namespace.paths import find_paths
 from mountstore.namespace.recall import Recall
@@ -208,6 +209,7 @@ class Store:
         self.commits.on_full = self._set_full
         self.catalog.mapped_index.on_scarce = self.space.ask_again
         self.namespace.on_replaced = self.drafts.note_taken_over
+        self.namespace.is_reserved = is_limbo
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False, commit_s: float = 5.0, acl: bool = False) -> Self:

@@ -307,8 +307,33 @@ def test_a_directory_in_place_of_a_file_is_wrong_usage(mount: LiveMount) -> None
     for arguments in (("versions", "d"), ("undelete", "d"), ("diff", "d", "1"), ("rmtree", "f"), ("policy", "f")):
         assert casctl(*arguments, cwd=mount.path).returncode == 2, arguments
     ended = casctl("restore", "f@1", "--to", "d", cwd=mount.path)
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stderr == "casctl: '/d' is a directory: name the file in it that is to be made\n"
+
+
+@pytest.mark.parametrize("name", [".mountstore-limbo", ".cas", ".versions", "d/.versions"])
+def test_names_that_are_not_free_are_not_given(mount: LiveMount, name: str) -> None:
+    """What is made under one cannot be reached, and keeps its directory from being removed."""
+    (mount.path / "d").mkdir()
+    for text in ("one", "two"):
+        (mount.path / "f").write_text(text)
+        (mount.path / "d" / "in it").write_text(text)
+    Image.new("RGB", (8, 8)).save(mount.path / "image.png")
+    for arguments in (
+        ("restore", "f@1", "--to", name),
+        ("restore", "d@2100-01-01", "--to", name),
+        ("resize", "image.png", "4x4", name, "--format", "png"),
+        ("resize", "*.png", "4x4", name),
+        ("clone", "f", name),
+    ):
+        ended = casctl(*arguments, cwd=mount.path)
+        assert ended.returncode in (1, 2), (arguments, ended)
+        assert ended.stderr, arguments
+    below = casctl("restore", "f@1", "--to", f"{name}/below", cwd=mount.path)
+    assert below.returncode in (1, 2)
+    (mount.path / "d" / "in it").unlink()
+    (mount.path / "d").rmdir()
+    assert done("clone", "f", "g", cwd=mount.path)
 
 
 def test_a_directory_that_comes_back_in_part_says_so(mount: LiveMount) -> None:
