@@ -50,10 +50,11 @@ def read_manifest(tree: BalancedTree, parts: Sequence[Digest], name: str) -> Man
 
 
 def require_blobs(tree: BalancedTree, content: Content) -> None:
-    """See that every blob of a content is there and of the right size; blocks.
+    """See that every blob of a content is there and of the right size, and that garbage collection, should one be
+    under way, leaves it alone; blocks.
 
     Raises: BlobMissingError, CorruptError: As `blobs_of`, or one is not.
     """
     for digest in blobs_of(tree, content):
-        if tree.find(digest) is None:
+        if not tree.want(digest):
             raise BlobMissingError(f"blob {digest.name} is missing or damaged")

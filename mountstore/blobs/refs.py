@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.flush import fsync, fsync_path
 from mountstore.blobs.opening import open_fresh, open_to_read
+from mountstore.blobs.staging import write_all
 from mountstore.errors import BlobMissingError, CorruptError, MisuseError
 
 REFS_NAME: Final = "refs"
@@ -164,7 +165,7 @@ def write_ref(blobs: str, ref: Ref) -> None:
     try:
         fd = open_fresh(temporary)
         try:
-            os.write(fd, encode_ref(ref))
+            write_all(fd, encode_ref(ref))
             fsync(fd, temporary)
         finally:
             os.close(fd)

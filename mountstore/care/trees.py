@@ -332,6 +332,14 @@ class Trees:
                 return row.name, self._store.inodes.get(row.inode)
         return None
 
+    async def drop_displaced(self) -> None:
+        """Let go of what commands have put other files in place of, unless the kernel knows it, or somebody has it
+        open: else it would stay in memory, and its content in the tree, until the mount ends.
+        """
+        displaced, self._store.namespace.displaced = self._store.namespace.displaced, []
+        for inode in displaced:
+            await self._drop(inode)
+
     async def _drop(self, inode: Inode) -> None:
         """Nobody will tell of an inode that the kernel never heard of, so it goes at once."""
         if inode.nlink == 0 and inode.handles == 0 and not self.kernel_knows(inode.id):

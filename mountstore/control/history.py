@@ -81,9 +81,9 @@ async def _restore(context: Context, arguments: Arguments) -> Answer:
     try:
         inode = await context.store.recall.restore(path, to=to)
     except FoundDirectoryError:
-        if to is not None and _is_directory(context, to):
-            raise
         if not isinstance(reference.selector, Instant):
+            if to is not None and _is_directory(context, to):
+                raise
             raise FoundDirectoryError(f"{shown(path)} is a directory: say of which time, as PATH@TIME") from None
         return await _restore_tree(context, reference.name, reference.selector, to)
     restored = path if to is None else to

@@ -186,6 +186,7 @@ class Jobs:
         try:
             with job.scope:
                 answer = await command.run(context, arguments)
+                await services.trees.drop_displaced()
                 job.state = State.DONE
                 await self._succeed(job, answer)
             if job.state is State.RUNNING:

@@ -46,6 +46,8 @@ class Mount:
     """Which directory of it is mounted here: another one for a bind mount of a part."""
     user_id: int | None = None
     """Who mounted it; the kernel tells of FUSE mounts only."""
+    number: int = 0
+    """The `mnt_id` that /proc/PID/fdinfo shows for its files."""
 
     @property
     def ours(self) -> bool:
@@ -72,15 +74,16 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 source=_unescape(fields[separator + 2]),
                 read_only=b"ro" in options,
                 root=_unescape(fields[3]),
+                number=int(fields[0]),
                 user_id=next((int(o[8:]) for o in options if o.startswith(b"user_id=")), None),
             )
         )
     return mounts
 
 
-def read_mounts() -> list[Mount]:
-    """The mounts this process sees, oldest first."""
-    with open("/proc/self/mountinfo", "rb") as table:
+def read_mounts(pid: int | None = None) -> list[Mount]:
+    """The mounts this process, or another one, sees, oldest first. Raises: OSError"""
+    with open(f"/proc/{'self' if pid is None else pid}/mountinfo", "rb") as table:
         return parse_mountinfo(table.read())
 
 

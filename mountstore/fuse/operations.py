@@ -34,11 +34,18 @@ from pyfuse3 import (
 )
 
 from mountstore.control.statistics import Statistics
-from mountstore.errors import BlobMissingError, CorruptError, ExistsError, FoundDirectoryError, NotSupportedError
+from mountstore.errors import (
+    BlobMissingError,
+    CorruptError,
+    ExistsError,
+    FoundDirectoryError,
+    NoSpaceError,
+    NotSupportedError,
+)
 from mountstore.fuse.answers import CACHE_S, caller_of, is_shown, keeps_setgid, statfs_answer
 from mountstore.fuse.errnos import fuse_error
 from mountstore.fuse.errnos import guarded as _guarded
-from mountstore.fuse.open_files import OpenFiles
+from mountstore.fuse.open_files import OpenFiles, writes_to
 from mountstore.fuse.reserved import ReservedNames
 from mountstore.fuse.versions_view import VersionsView
 from mountstore.fuse.virtual import VIRTUAL, Directory, VirtualInodes
@@ -110,6 +117,8 @@ class Operations(pyfuse3.Operations):
         self._hidden = self.reserved.everywhere
         self._hidden_in_root = self.reserved.in_root
         self._statistics = statistics or Statistics()
+        # The errno of the last write that was refused, by inode, until somebody who writes has been told.
+        self._refused: dict[int, int] = {}
         self._show_versions = show_versions and bool(versions_name)
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
         self._absent = EntryAttributes()
@@ -360,6 +369,8 @@ class Operations(pyfuse3.Operations):
         if inode >= VIRTUAL:
             return self._virtual.getattr(inode)
         found = self._get(inode)
+        if self._refused and found.id in self._refused:
+            self._tell_refused(found, ctx.pid)
         return found.view or self._present(found)
 
     @_guarded
@@ -524,7 +535,7 @@ class Operations(pyfuse3.Operations):
                 await self._files.release(self._handles.pop(info.fh))
                 raise
             if inode.mode != mode:
-                self._forget_mode(inode)
+                self._forget_attributes(inode)
         return info
 
     @_guarded
@@ -548,15 +559,33 @@ class Operations(pyfuse3.Operations):
         inode = handle.inode
         mode = inode.mode
         self._namespace.require_writable()
-        written = await self._files.write(handle, off, buf)
+        try:
+            written = await self._files.write(handle, off, buf)
+        except (NoSpaceError, OSError) as exc:
+            error = fuse_error(exc, "write")
+            self._refused[inode.id] = error.errno
+            # So that the next write(2) asks for them, and is told.
+            self._forget_attributes(inode)
+            raise error from None
         self._statistics.write_bytes += written
         if inode.mode != mode:
-            self._forget_mode(inode)
+            # Setuid or setgid were cleared here, which the kernel, that let us, does not notice by itself: it
+            # would go on granting them for as long as it keeps the attributes.
+            self._forget_attributes(inode)
         return written
 
-    def _forget_mode(self, inode: Inode) -> None:
-        """Setuid or setgid were cleared here, which the kernel, that let us, does not notice by itself: it
-        would go on granting them for as long as it keeps the attributes."""
+    def _tell_refused(self, inode: Inode, pid: int) -> None:
+        """Raises: FUSEError if what a process wrote to a file since it asked last was refused.
+
+        The kernel keeps what is written, and sends it later: to an error it has nobody to tell but fsync(2) and
+        close(2), and a program that only writes would go on for ever. But it asks for the attributes before each
+        write(2), if it has none. (linux/fs/fuse/file.c, fuse_cache_write_iter)
+        """
+        if writes_to(pid, inode.id):
+            raise FUSEError(self._refused.pop(inode.id))
+
+    def _forget_attributes(self, inode: Inode) -> None:
+        """Have the kernel ask again."""
         try:
             # Attributes alone: nothing is written back for that, so this may be done from here.
             pyfuse3.invalidate_inode(InodeT(inode.id), attr_only=True)
@@ -581,7 +610,11 @@ class Operations(pyfuse3.Operations):
         if fh >= VIRTUAL:
             await self._virtual.release(fh)
             return
-        await self._files.release(self._handles.pop(fh))
+        handle = self._handles.pop(fh)
+        if self._refused and handle.writable:
+            # close(2) has told of it.
+            self._refused.pop(handle.inode.id, None)
+        await self._files.release(handle)
 
     async def gone_versions(self) -> list[tuple[int, bytes]]:
         """Directory and name of every old version that the kernel may know and that is gone."""

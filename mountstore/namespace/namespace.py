@@ -80,6 +80,9 @@ class Namespace:
         self._orphans: dict[int, Inode] = {}
         # Told of a file that takes the name of another by a rename; set by the store.
         self.on_replaced: Callable[[Inode, Inode], None] = lambda inode, replaced: None
+        # What lost its last name to a file that a command placed: the kernel, which was not asked, says that it
+        # forgets those that it knows, and of the others nobody says anything.
+        self.displaced: list[Inode] = []
         # Whether a name in a directory stands for something hidden, or that is not in the store; set by the store,
         # and by the mount, which knows more of them.
         self.is_reserved: Callable[[int, bytes], bool] = lambda parent, name: False

@@ -52,6 +52,8 @@ def place(
     inodes.changed(inode)
     if taken is not None:
         namespace.rename(parent, made_as, parent, name)
+        if taken.nlink == 0:
+            namespace.displaced.append(taken)
     return inode
 
 

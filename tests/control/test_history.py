@@ -81,6 +81,18 @@ async def test_restore(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]
     assert await refused(desk, "restore /") == "FoundDirectoryError"
 
 
+async def test_nothing_is_left_of_what_restore_replaces(desk: Desk, work: Work) -> None:
+    """The kernel says that it forgets a file only if it knew it."""
+    for text in (b"one", b"two"):
+        await work.save(b"f", text)
+    known = work.find(b"f").id
+    desk.services.trees.kernel_knows = lambda inode: inode == known
+    for number in range(1, 6):
+        await ask(desk, f"restore f@{1 + number % 2}")
+    assert desk.store.namespace.displaced == []
+    assert [inode.id for inode in desk.store.namespace.forget_all()] == [known]
+
+
 async def test_restore_to_another_path(desk: Desk, work: Work, forgotten: list[tuple[int, bytes]]) -> None:
     below = work.directory(b"d")
     await work.save(b"f", b"one")

@@ -155,6 +155,43 @@ def test_every_operation_on_a_full_disk_fails_well_and_succeeds_when_there_is_ro
             check_store(disk / "store")
 
 
+WRITER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+done = 0
+try:
+    while done < 4096:
+        done += os.write(fd, os.urandom(1 << 20)) >> 20
+except OSError as exc:
+    print(done, exc.errno, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_program_that_only_writes_is_told_before_it_closes(in_memory: Path, announced: tuple[str, ...]) -> None:
+    """The kernel takes what is written and sends it later: dd went on for 84 GB on a disk of 107 MB."""
+    with small_disk(in_memory, 64) as disk:
+        mount = mount_on(disk, in_memory)
+        try:
+            endless = mount.path / "endless"
+            command: list[str | Path] = [sys.executable, "-c", WRITER, endless]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+                assert writer.stdout is not None
+                written, number = map(int, writer.stdout.readline().split())
+                assert number == errno.ENOSPC
+                assert written < 1024
+                # Nobody else is told when he looks at the file.
+                assert endless.stat().st_size > 0
+            # A shell has opened what its programs write to.
+            shell = f"head -c 4G /dev/urandom > '{mount.path}/redirected'"
+            done = subprocess.run(["sh", "-c", shell], check=False, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1
+            assert "error writing" in done.stderr and "No space left" in done.stderr
+        finally:
+            mount.announce_logged(*announced)
+            mount.finish()
+
+
 def test_who_watches_the_store_is_told_that_there_is_no_room(in_memory: Path, announced: tuple[str, ...]) -> None:
     def alarm() -> bool:
         status = json.loads((root / ".cas/status").read_bytes())["no_room"]

@@ -24,13 +24,16 @@ def test_escapes_and_optional_fields_are_undone() -> None:
             source="/data/x,y#",
             read_only=False,
             user_id=0,
+            number=36,
         )
     ]
 
 
 def test_a_line_without_optional_fields_is_read() -> None:
     (mount,) = parse_mountinfo(b"22 1 0:20 / /sys rw - sysfs sysfs rw\n")
-    assert mount == Mount("/sys", device="0:20", filesystem_type="sysfs", source="sysfs", read_only=False)
+    assert mount == Mount(
+        "/sys", device="0:20", filesystem_type="sysfs", source="sysfs", read_only=False, number=22
+    )
     assert not mount.ours
 
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from mountstore.blobs.clock import now_ns
+from mountstore.blobs.digest import Digest
 from mountstore.errors import AbsentError, ExistsError, MisuseError, NoSpaceError, WantsDirectoryError
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.notation import Instant
@@ -194,3 +195,20 @@ async def test_a_lost_content_is_told_and_the_rest_comes_back(tmp_path: Path) ->
         restored = await p.store.tree_recall.restore(b"d", then, to=b"x")
         assert [path for path, _ in restored.failed] == [b"log"]
         assert await tree(p, restored.inode) == {b"other": b"other"}
+
+
+async def test_what_is_restored_is_not_collected_meanwhile(tmp_path: Path) -> None:
+    """A collection that has dropped the version by then may take its blob between the look and the new file."""
+    async with program(tmp_path) as p:
+        top = make_directory(p, b"d")
+        await p.save(b"f", b"one", parent=top)
+        then = instant()
+        await p.save(b"f", b"two", parent=top)
+        digest = Digest.of(b"one")
+        p.store.tree.watch()
+        assert not p.store.tree.is_wanted(digest)
+        await p.store.tree_recall.restore(b"d", then, to=b"e")
+        assert p.store.tree.is_wanted(digest)
+        assert not p.store.tree.retire(digest, str(tmp_path / "gone"))
+        p.store.tree.unwatch()
+        assert await tree(p, p.find(b"e").id) == {b"f": b"one"}
