@@ -117,7 +117,7 @@ class Operations(pyfuse3.Operations):
         self._hidden = self.reserved.everywhere
         self._hidden_in_root = self.reserved.in_root
         self._statistics = statistics or Statistics()
-        # The errno of the last write that was refused, by inode, until somebody who writes has been told.
+        # ENOSPC or EDQUOT, by the inode of which a write was refused, until somebody who writes has been told.
         self._refused: dict[int, int] = {}
         self._show_versions = show_versions and bool(versions_name)
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
@@ -563,9 +563,10 @@ class Operations(pyfuse3.Operations):
             written = await self._files.write(handle, off, buf)
         except (NoSpaceError, OSError) as exc:
             error = fuse_error(exc, "write")
-            self._refused[inode.id] = error.errno
-            # So that the next write(2) asks for them, and is told.
-            self._forget_attributes(inode)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._refused[inode.id] = error.errno
+                # So that the next write(2) asks for them, and is told.
+                self._forget_attributes(inode)
             raise error from None
         self._statistics.write_bytes += written
         if inode.mode != mode:
@@ -575,13 +576,16 @@ class Operations(pyfuse3.Operations):
         return written
 
     def _tell_refused(self, inode: Inode, pid: int) -> None:
-        """Raises: FUSEError if what a process wrote to a file since it asked last was refused.
+        """Raises: FUSEError if what a process wrote to a file was refused, and there is still no room.
 
         The kernel keeps what is written, and sends it later: to an error it has nobody to tell but fsync(2) and
         close(2), and a program that only writes would go on for ever. But it asks for the attributes before each
         write(2), if it has none. (linux/fs/fuse/file.c, fuse_cache_write_iter)
         """
-        if writes_to(pid, inode.id):
+        if not self._store.space.is_full:
+            # What was refused is lost, as fsync or close says; but what is written now is taken.
+            del self._refused[inode.id]
+        elif writes_to(pid, inode.id):
             raise FUSEError(self._refused.pop(inode.id))
 
     def _forget_attributes(self, inode: Inode) -> None:
