@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -95,11 +95,3 @@ class Hasher:
     def checksum(self) -> bytes:
         """The checksum of everything so far, 16 bytes; more may follow."""
         return self._xxh3.digest()
-
-    def copy(self) -> Self:
-        """A second hasher that has seen the same bytes."""
-        other = type(self)()
-        other._sha256 = self._sha256.copy()
-        other._xxh3 = self._xxh3.copy()
-        other._size_bytes = self._size_bytes
-        return other

@@ -73,10 +73,6 @@ class Staged:
         """Of all that went through `write`; what was written to `fd` directly is not counted."""
         return self._hasher.digest()
 
-    def checksum(self) -> bytes:
-        """As `digest`."""
-        return self._hasher.checksum()
-
     def close(self) -> None:
         """Close the descriptor; the file stays."""
         if self.fd >= 0:

@@ -15,6 +15,7 @@ import time
 from enum import StrEnum
 from typing import NamedTuple
 
+from mountstore.blobs.staging import drop_file
 from mountstore.namespace.drafts import inode_of_draft
 from mountstore.store.layout import BAD_NAME, KEPT_NAME, STAGING_NAME
 
@@ -78,13 +79,8 @@ def purge_kept(store: str, *, older_than_s: float = 0.0, dry_run: bool = False) 
     for kept in list_kept(store):
         if kept.mtime_ns <= before_ns:
             if not dry_run:
-                _remove(kept.path)
+                drop_file(kept.path)
             purged.append(kept)
     return purged
 
 
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

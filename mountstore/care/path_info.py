@@ -21,6 +21,7 @@ from mountstore.care.space_report import settle
 from mountstore.errors import AbsentError, WantsDirectoryError
 from mountstore.namespace.inodes import ROOT, Inode
 from mountstore.namespace.notation import parse_reference
+from mountstore.namespace.paths import parts_of
 from mountstore.store import Store
 from mountstore.store.layout import BLOBS_NAME
 
@@ -124,7 +125,7 @@ async def describe_path(
         return await _describe_version(store, path, pieces)
     version = older = None
     if inode.is_regular:
-        *above, name = _parts(path)
+        *above, name = parts_of(path)
         directory = _find(store, b"/".join(above))
         assert directory is not None, "the path was found just now"
         line = store.timeline.line(directory.id, name)
@@ -175,14 +176,10 @@ async def _describe_version(store: Store, path: bytes, pieces: bool) -> PathInfo
     )
 
 
-def _parts(path: bytes) -> list[bytes]:
-    return [part for part in path.split(b"/") if part not in (b"", b".")]
-
-
 def _find(store: Store, path: bytes) -> Inode | None:
     """What a path leads to now."""
     inode = store.namespace.get(ROOT)
-    for part in _parts(path):
+    for part in parts_of(path):
         if not inode.is_directory:
             raise WantsDirectoryError(f"{_shown(path)}: a part of this path is no directory")
         found = store.namespace.find(inode.id, part)

@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 import trio
 
 from mountstore.namespace.inodes import ROOT, Inode
+from mountstore.namespace.paths import parts_of
 from mountstore.store import Store
 
-__all__ = ["Entry", "files_in", "is_pattern", "joined", "matching", "parts_of"]
+__all__ = ["Entry", "files_in", "is_pattern", "joined", "matching"]
 
 _BATCH: Final = 500
 """Names looked at before others have their turn."""
@@ -76,11 +77,6 @@ def _matcher(pattern: bytes) -> Callable[[bytes], object]:
     match = re.compile(fnmatch.translate(pattern.decode("latin-1"))).match
     hidden = pattern.startswith(b".")
     return lambda name: (hidden or not name.startswith(b".")) and match(name.decode("latin-1"))
-
-
-def parts_of(path: bytes) -> list[bytes]:
-    """The names that a path consists of."""
-    return [part for part in path.split(b"/") if part not in (b"", b".")]
 
 
 def joined(directory: bytes, name: bytes) -> bytes:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import trio
 
+from mountstore.blobs.clock import now_ns
 from mountstore.control.command import Answer, Argument, Arguments, Command, Kind, Rows
 from mountstore.control.context import Context
 from mountstore.control.imaging import Found, resize
-from mountstore.control.patterns import Entry, files_in, is_pattern, joined, matching, parts_of
+from mountstore.control.patterns import Entry, files_in, is_pattern, joined, matching
 from mountstore.control.places import find_inode
 from mountstore.errors import (
     AbsentError,
@@ -37,6 +37,7 @@ from mountstore.namespace.history import Version
 from mountstore.namespace.inodes import Inode
 from mountstore.namespace.namespace import Caller
 from mountstore.namespace.notation import parse_reference
+from mountstore.namespace.paths import parts_of
 from mountstore.namespace.placing import place
 from mountstore.store import Store
 
@@ -205,7 +206,7 @@ def _put(store: Store, at: Entry, found: Found, version: Version) -> bool:
         mode=mode,
         uid=uid,
         gid=gid,
-        mtime_ns=time.time_ns(),
+        mtime_ns=now_ns(),
     )
     return True
 

@@ -10,8 +10,8 @@ Invariants:
 1. Sending the amended answer is the last step that may fail. Whatever goes wrong before it is undone without a
    trace (no mount, no descriptor, no task) and the mount is made the ordinary way, with a warning that says why.
 2. Only flags that the kernel offered are added.
-3. With HANDLE_KILLPRIV_V2 the daemon clears setuid and setgid itself; `Connection.killpriv_v2` says whether
-   it must. Claiming the flag without doing so would be a security hole.
+3. With HANDLE_KILLPRIV_V2 the daemon has to clear setuid and setgid itself, which it does in any case
+   (`mountstore.namespace.files`). Claiming the flag without doing so would be a security hole.
 
 What it relies on in libfuse and pyfuse3, and what was measured: docs/request-loop.md.
 """
@@ -47,7 +47,6 @@ class InitFlag(IntFlag):
     POSIX_ACL = 1 << 20
     CACHE_SYMLINKS = 1 << 23
     HANDLE_KILLPRIV_V2 = 1 << 28
-    INIT_EXT = 1 << 30
 
 
 WANTED_FLAGS = InitFlag.PARALLEL_DIROPS | InitFlag.CACHE_SYMLINKS | InitFlag.HANDLE_KILLPRIV_V2

@@ -1,4 +1,4 @@
-"""Which paths lead to an inode. Entries are indexed by name, so this reads all of them: for messages only."""
+"""Paths: the names that they consist of, and which of them lead to an inode."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ PATHS_MAX = 8
 """An inode with more names is shown with so many."""
 
 
+def parts_of(path: bytes) -> list[bytes]:
+    """The names that a path consists of."""
+    return [part for part in path.split(b"/") if part not in (b"", b".")]
+
+
 def find_paths(catalog_path: str, inode: int) -> list[bytes]:
     """Paths of an inode from the mount's root, as of the last commit; none if it has no name.
 
-    Blocks, a third of a second for a million entries, on a connection of its own: for a worker thread.
+    Entries are indexed by name, so this reads all of them: for messages only. Blocks, a third of a second for a
+    million entries, on a connection of its own: for a worker thread.
 
     Raises:
       sqlite3.Error: The catalog cannot be read.

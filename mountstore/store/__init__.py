@@ -247,8 +247,12 @@ class Store:
             finally:
                 self._close()
             return
-        with reading_catalog(self.catalog.path):
-            self._recover()
+        try:
+            with reading_catalog(self.catalog.path):
+                self._recover()
+        except BaseException:
+            self._abandon()
+            raise
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.commits.run)
@@ -260,6 +264,13 @@ class Store:
             # Shielded: whatever ended the mount, what was acknowledged is to reach the disk.
             with trio.CancelScope(shield=True):
                 await self._finish()
+
+    def _abandon(self) -> None:
+        """Close what could not be brought into order, as it is."""
+        self._close()
+        if self._lock is not None:
+            self._lock.release(safe=False)
+            self._lock = None
 
     def _recover(self) -> None:
         """Bring the store into order after whatever ended its last use; see docs/durability.md.
