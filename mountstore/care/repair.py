@@ -93,7 +93,7 @@ def repair_store(
 
 def holds_together(catalog: str) -> bool:
     """Whether names, inodes and histories of a catalog that was just made are as they must be; what they need of
-    the tree is not looked at. Takes some 5 s for a million files.
+    the tree is not looked at. Takes 0.2 s for 100,000 files.
 
     Raises: CorruptError
     """
