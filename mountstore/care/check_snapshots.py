@@ -20,7 +20,7 @@ from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.errors import MisuseError
 from mountstore.namespace.audit import Audit
 from mountstore.namespace.pages import UNREADABLE
-from mountstore.namespace.stale import BASE_KEY
+from mountstore.namespace.stale import BASE_KEY, SNAPSHOT_KEY
 from mountstore.store.lineage import lineage_flaw
 
 _BATCH: Final = 10_000
@@ -43,6 +43,13 @@ def survey_snapshots(premises: Premises, audit: Audit, findings: Findings) -> li
     except OSError as exc:
         findings.add(Kind.UNREADABLE, f"{os.path.join(premises.blobs, REFS_NAME)}: {exc.strerror or exc}")
         return []
+    noted_ns = audit.meta(SNAPSHOT_KEY)
+    if not refs and not bad and isinstance(noted_ns, int) and noted_ns > 0:
+        findings.add(
+            Kind.SNAPSHOT_NONE,
+            "there is none any more: should the catalog be lost, nothing says which blobs are what; the next mount"
+            " takes one, and so does casctl snapshot",
+        )
     if premises.configuration is not None:
         flaw = lineage_flaw(audit.meta, premises.configuration.uuid, refs)
         if flaw is not None:

@@ -65,6 +65,7 @@ class Kind(StrEnum):
     BLOB_MODE = "blob mode"
     STAGING_LEFTOVER = "leftover in staging"
     FOREIGN = "foreign file"
+    SNAPSHOT_NONE = "no snapshot"
 
 
 NOTES = frozenset(
@@ -76,6 +77,7 @@ NOTES = frozenset(
         Kind.BLOB_MODE,
         Kind.STAGING_LEFTOVER,
         Kind.FOREIGN,
+        Kind.SNAPSHOT_NONE,
     }
 )
 """The kinds that are no errors."""

@@ -271,6 +271,7 @@ def test_every_kind_that_can_be_repaired_has_a_case() -> None:
         Kind.VERSION_LOST,
         Kind.UNREADABLE,
         Kind.FOREIGN,
+        Kind.SNAPSHOT_NONE,
     }
     assert {case.kind for case in CASES.values()} | elsewhere == set(Kind)
 

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import time
@@ -23,6 +24,8 @@ from care.pictures import Picture, newest, of_snapshot, of_store, refs_in
 from mountstore.blobs.digest import Digest
 from mountstore.blobs.refs import Ref, read_ref, write_ref
 from mountstore.care import snapshots as taking
+from mountstore.care.checking import check_store
+from mountstore.care.findings import Kind
 from mountstore.care.snapshot_image import Image
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.care.snapshots import Snapshots
@@ -308,13 +311,16 @@ async def test_a_snapshot_that_fails_in_any_way_does_not_end_the_mount(
 
 async def test_without_any_snapshot_one_is_taken_though_nothing_changed(tmp_path: Path) -> None:
     """The refs may have been lost, and with them all that the blobs alone could bring back."""
-    async with work(tmp_path) as w:
+    async with work(tmp_path / "store") as w:
         await w.save(b"file", b"content")
         taker = Snapshots(w.store)
         first = await taker.take_automatic()
         assert first is not None
         assert await taker.take_automatic() is None
-        os.unlink(tmp_path / "blobs" / "refs" / first.info.name)
+        os.unlink(tmp_path / "store" / "blobs" / "refs" / first.info.name)
+        shutil.copytree(tmp_path / "store", tmp_path / "copy", ignore=shutil.ignore_patterns("lock"))
+        told = check_store(str(tmp_path / "copy")).findings
+        assert [finding.kind for finding in told] == [Kind.SNAPSHOT_NONE]
         second = await taker.take_automatic()
         assert second is not None and second.info.inodes == first.info.inodes
         assert await taker.take_automatic() is None
