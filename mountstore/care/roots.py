@@ -6,7 +6,9 @@ All but the reading of lists and manifests runs on the thread that owns the stor
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 from mountstore.blobs.completeness import read_manifest
@@ -20,6 +22,8 @@ from mountstore.namespace.streamed_draft import StreamedDraft
 from mountstore.store import Store
 
 _HASH_CHARACTERS = 64
+_LINE_BYTES_MAX = 1 << 16
+_SHOWN = 200
 
 
 async def await_seals(store: Store) -> set[Digest]:
@@ -94,23 +98,39 @@ def read_lists(files: Iterable[str], directory: str) -> list[Listed]:
     those that begin with `#` do not count.
 
     Raises:
-      MisuseError: A line is something else: nothing is collected while it is not known what it means.
+      MisuseError: A line is something else, or a file no list: nothing is collected while it is not known what it
+        means.
       OSError: A list cannot be read.
     """
     paths = list(files)
     try:
         with os.scandir(directory) as entries:
-            paths += sorted(entry.path for entry in entries if entry.is_file())
+            paths += sorted(entry.path for entry in entries if entry.is_file(follow_symlinks=False))
     except FileNotFoundError:
         pass
     listed = []
     for path in paths:
-        with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    listed.append(parse_listed(text, f"{path}:{number}"))
+        for number, line in _numbered_lines(path):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                listed.append(parse_listed(text, f"{path}:{number}"))
     return listed
+
+
+def _numbered_lines(path: str) -> Iterator[tuple[int, str]]:
+    # A FIFO would be waited for, and a device has no end.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise MisuseError(f"{path}: is no regular file, so no list of blobs")
+    with open(fd, "rb") as lines:
+        for number in count(1):
+            line = lines.readline(_LINE_BYTES_MAX + 1)
+            if not line:
+                return
+            if len(line) > _LINE_BYTES_MAX:
+                raise MisuseError(f"{path}:{number}: is too long for a line of a list of blobs")
+            yield number, line.decode("utf-8", "surrogateescape")
 
 
 def parse_listed(text: str, where: str) -> Listed:
@@ -120,7 +140,7 @@ def parse_listed(text: str, where: str) -> Listed:
             return Listed(bytes.fromhex(name), None)
         return Listed(*Digest.parse(name))
     except (ValueError, MisuseError):
-        raise MisuseError(f"{where}: {text!r} is neither the name of a blob nor a SHA-256") from None
+        raise MisuseError(f"{where}: {text[:_SHOWN]!r} is neither the name of a blob nor a SHA-256") from None
 
 
 def hashes_below(tree: BalancedTree, digest: Digest) -> list[bytes]:

@@ -562,7 +562,7 @@ class Operations(pyfuse3.Operations):
         try:
             written = await self._files.write(handle, off, buf)
         except (NoSpaceError, OSError) as exc:
-            error = fuse_error(exc, "write")
+            error = fuse_error(exc, f"write to inode {inode.id}")
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self._refused[inode.id] = error.errno
                 # So that the next write(2) asks for them, and is told.

@@ -58,6 +58,8 @@ class Animation:
             case Format.WEBP:
                 options |= {"loop": self.plays, "background": (0, 0, 0, 0)}
             case _:
+                # An animated PNG has fractions of milliseconds, of which Pillow makes an error here.
+                options["duration"] = [round(duration) for duration in self._durations_ms]
                 _same_mode(frames)
         options["append_images"] = frames[1:]
         return options

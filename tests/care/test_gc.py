@@ -375,6 +375,21 @@ async def test_a_list_that_is_not_understood_stops_everything(tmp_path: Path, li
         assert w.has(b"gone")
 
 
+async def test_a_list_that_has_no_end_is_refused(tmp_path: Path) -> None:
+    """A FIFO kept the mount waiting for ever, /dev/zero took all memory."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "line").write_text("a" * 100_000)
+    async with work(tmp_path / "store") as w:
+        for path, why in (
+            (tmp_path / "fifo", "is no regular file"),
+            (Path("/dev/zero"), "is no regular file"),
+            (tmp_path, "is no regular file"),
+            (tmp_path / "line", "line:1: is too long"),
+        ):
+            with pytest.raises(MisuseError, match=why):
+                await w.collect(Options(grace_s=0.0, keep_files=(str(path),)))
+
+
 async def test_a_file_being_written_keeps_what_was_sealed_of_it(tmp_path: Path) -> None:
     async with work(tmp_path) as w:
         files = w.store.files

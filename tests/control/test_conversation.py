@@ -135,6 +135,30 @@ async def test_nothing_is_said_about_an_empty_line_or_a_comment(desk: Desk) -> N
     assert len(await desk.ask("help jobs # please")) == 1
 
 
+@pytest.mark.parametrize("line", [b"help\n", b"\n", b"# nothing\n"])
+async def test_many_lines_leave_others_their_turn_and_can_be_cancelled(desk: Desk, line: bytes) -> None:
+    turns = 0
+    conversation = desk.open()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+            if turns == 20:
+                conversation.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        with pytest.raises(CommandFailedError, match="CancelledError"):
+            await conversation.write(line * 2000)
+        nursery.cancel_scope.cancel()
+    assert 20 <= turns < 40
+    # The next write is another one.
+    await conversation.write(b"help\n")
+    conversation.close()
+
+
 async def test_a_line_without_an_end_is_never_run(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     conversation = desk.open()
     await conversation.write(b"wait")

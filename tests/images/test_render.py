@@ -272,8 +272,10 @@ def test_all_frames_are_kept_as_they_are_shown(source: str, format: Format, clea
                 assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 60
 
 
-def test_an_animated_avif_keeps_its_frames() -> None:
-    made = make(animation("AVIF", clear=False), "32x24", Format.AVIF)
+@pytest.mark.parametrize("source", ["AVIF", "PNG", "GIF"])
+def test_an_animated_avif_keeps_its_frames(source: str) -> None:
+    """The durations of a PNG are fractions of milliseconds."""
+    made = make(animation(source, clear=False), "32x24", Format.AVIF)
     assert [duration for _, duration in frames_of(made.data)] == [100, 200, 300, 400]
 
 
