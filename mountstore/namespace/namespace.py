@@ -116,7 +116,7 @@ class Namespace:
         if found is not None:
             return self._inodes.get(*found)
         if len(name) > NAME_MAX:
-            raise NameTooLongError(f"{len(name)} bytes")
+            raise NameTooLongError(f"a name of {len(name)} bytes; {NAME_MAX} is the most")
         if name == b".":
             return self._inodes.get(parent_id)
         if name == b"..":
@@ -165,7 +165,7 @@ class Namespace:
         self.require_writable()
         directory = self._directory(inode_id)
         if len(name) > NAME_MAX:
-            raise NameTooLongError(f"{len(name)} bytes")
+            raise NameTooLongError(f"a name of {len(name)} bytes; {NAME_MAX} is the most")
         if directory.nlink == 0:
             raise AbsentError("the directory has been removed")
         return directory
@@ -202,7 +202,7 @@ class Namespace:
         parent = self._writable_directory(parent_id, name)
         self.require_room()
         if target is not None and len(target) > TARGET_MAX:
-            raise NameTooLongError(f"target of {len(target)} bytes")
+            raise NameTooLongError(f"a target of {len(target)} bytes; {TARGET_MAX} is the most")
         if name in (b".", b".."):
             raise ExistsError(shown(name))
         directory = (mode & TYPE_BITS) == stat.S_IFDIR

@@ -69,7 +69,7 @@ class Attributes:
         self._namespace.require_writable()
         self._require_known(name)
         if len(name) > _NAME_MAX:
-            raise NameTooLongError(f"{len(name)} bytes")
+            raise NameTooLongError(f"a name of {len(name)} bytes; {_NAME_MAX} is the most")
         if len(value) > VALUE_MAX:
             raise AttributeTooLargeError(f"{len(value)} bytes")
         if name in _ACLS:
