@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -11,33 +10,14 @@ import trio
 from pyfuse3 import FileHandleT, FileInfo, RequestContext
 
 from mountstore.fuse.answers import keeps_setgid
-from mountstore.fuse.mounts import read_mounts
 from mountstore.namespace.files import Handle
 from mountstore.namespace.inodes import Inode
 from mountstore.namespace.paths import find_paths
 from mountstore.store import Store
 
-__all__ = ["OpenFiles", "writes_to"]
+__all__ = ["OpenFiles"]
 
 log = logging.getLogger(__name__)
-
-
-def writes_to(pid: int, inode: int) -> bool:
-    """Whether a process (or thread) has the file of that inode number in a mount of ours open for writing; not if
-    that cannot be seen.
-
-    Blocks for some microseconds per descriptor that it has: proc(5), fdinfo.
-    """
-    directory = f"/proc/{pid}/fdinfo"
-    with contextlib.suppress(OSError):
-        ours = {mount.number for mount in read_mounts(pid) if mount.ours}
-        for number in os.listdir(directory):
-            with contextlib.suppress(OSError, ValueError), open(f"{directory}/{number}", "rb") as info:
-                fields = dict(line.split(b":", 1) for line in info.read().splitlines() if b":" in line)
-                writable = int(fields.get(b"flags", b"0"), 8) & os.O_ACCMODE != os.O_RDONLY
-                if writable and int(fields.get(b"ino", b"0")) == inode and int(fields[b"mnt_id"]) in ours:
-                    return True
-    return False
 
 
 class OpenFiles:

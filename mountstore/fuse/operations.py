@@ -45,7 +45,8 @@ from mountstore.errors import (
 from mountstore.fuse.answers import CACHE_S, caller_of, is_shown, keeps_setgid, statfs_answer
 from mountstore.fuse.errnos import fuse_error
 from mountstore.fuse.errnos import guarded as _guarded
-from mountstore.fuse.open_files import OpenFiles, writes_to
+from mountstore.fuse.open_files import OpenFiles
+from mountstore.fuse.refusals import Refusals
 from mountstore.fuse.reserved import ReservedNames
 from mountstore.fuse.versions_view import VersionsView
 from mountstore.fuse.virtual import VIRTUAL, Directory, VirtualInodes
@@ -117,8 +118,8 @@ class Operations(pyfuse3.Operations):
         self._hidden = self.reserved.everywhere
         self._hidden_in_root = self.reserved.in_root
         self._statistics = statistics or Statistics()
-        # ENOSPC or EDQUOT, by the inode of which a write was refused, until somebody who writes has been told.
-        self._refused: dict[int, int] = {}
+        self._refusals = Refusals(store.space)
+        self._refused = self._refusals.errnos
         self._show_versions = show_versions and bool(versions_name)
         # A name that does not exist: inode number 0, kept by the kernel like any other answer.
         self._absent = EntryAttributes()
@@ -369,8 +370,8 @@ class Operations(pyfuse3.Operations):
         if inode >= VIRTUAL:
             return self._virtual.getattr(inode)
         found = self._get(inode)
-        if self._refused and found.id in self._refused:
-            self._tell_refused(found, ctx.pid)
+        if found.id in self._refused:
+            self._refusals.tell(found.id, ctx.pid)
         return found.view or self._present(found)
 
     @_guarded
@@ -563,9 +564,7 @@ class Operations(pyfuse3.Operations):
             written = await self._files.write(handle, off, buf)
         except (NoSpaceError, OSError) as exc:
             error = fuse_error(exc, f"write to inode {inode.id}")
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._refused[inode.id] = error.errno
-                # So that the next write(2) asks for them, and is told.
+            if self._refusals.note(inode.id, error.errno):
                 self._forget_attributes(inode)
             raise error from None
         self._statistics.write_bytes += written
@@ -574,19 +573,6 @@ class Operations(pyfuse3.Operations):
             # would go on granting them for as long as it keeps the attributes.
             self._forget_attributes(inode)
         return written
-
-    def _tell_refused(self, inode: Inode, pid: int) -> None:
-        """Raises: FUSEError if what a process wrote to a file was refused, and there is still no room.
-
-        The kernel keeps what is written, and sends it later: to an error it has nobody to tell but fsync(2) and
-        close(2), and a program that only writes would go on for ever. But it asks for the attributes before each
-        write(2), if it has none. (linux/fs/fuse/file.c, fuse_cache_write_iter)
-        """
-        if not self._store.space.is_full:
-            # What was refused is lost, as fsync or close says; but what is written now is taken.
-            del self._refused[inode.id]
-        elif writes_to(pid, inode.id):
-            raise FUSEError(self._refused.pop(inode.id))
 
     def _forget_attributes(self, inode: Inode) -> None:
         """Have the kernel ask again."""
@@ -615,9 +601,8 @@ class Operations(pyfuse3.Operations):
             await self._virtual.release(fh)
             return
         handle = self._handles.pop(fh)
-        if self._refused and handle.writable:
-            # close(2) has told of it.
-            self._refused.pop(handle.inode.id, None)
+        if handle.writable:
+            self._refusals.settle(handle.inode.id)
         await self._files.release(handle)
 
     async def gone_versions(self) -> list[tuple[int, bytes]]:
