@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from mountstore.blobs.chunking import PIECE_SIZE_LIMIT
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.digest import Digest
-from mountstore.blobs.manifest import MAGIC, Manifest, decode_manifest
+from mountstore.blobs.manifest import LEVEL_LIMIT, MAGIC, Manifest, decode_manifest
 from mountstore.blobs.tree import BalancedTree
 from mountstore.blobs.verification import read_blob
 from mountstore.errors import BlobMissingError, CorruptError
 
-__all__ = ["blobs_of", "read_manifest", "require_blobs"]
+__all__ = ["blobs_below", "blobs_of", "require_blobs"]
 
 
 def blobs_of(tree: BalancedTree, content: Content) -> Iterator[Digest]:
@@ -23,15 +23,28 @@ def blobs_of(tree: BalancedTree, content: Content) -> Iterator[Digest]:
     if content.digest is None:
         return
     yield content.digest
-    waiting = [content.digest] if content.kind is ContentKind.MANIFEST else []
+    if content.kind is ContentKind.MANIFEST:
+        yield from blobs_below(tree, content.digest)
+
+
+def blobs_below(tree: BalancedTree, digest: Digest) -> Iterator[Digest]:
+    """All blobs that a manifest lists, of every level, those of a level before it is read itself; blocks.
+
+    Raises: BlobMissingError, CorruptError: A manifest cannot be read; what was yielded is needed all the same.
+    """
+    waiting = [digest]
+    level = LEVEL_LIMIT + 1
     while waiting:
-        manifest = read_manifest(tree, waiting, content.digest.name)
+        manifest = _read_manifest(tree, waiting, digest.name)
+        if manifest.level >= level:
+            raise CorruptError(f"{digest.name}: level {manifest.level} below level {level}")
+        level = manifest.level
         pieces = [entry.digest for entry in manifest if entry.digest is not None]
         yield from pieces
-        waiting = pieces if manifest.level else []
+        waiting = pieces if level else []
 
 
-def read_manifest(tree: BalancedTree, parts: Sequence[Digest], name: str) -> Manifest:
+def _read_manifest(tree: BalancedTree, parts: Sequence[Digest], name: str) -> Manifest:
     """The manifest of any level that these blobs hold, one after the other; blocks.
 
     Args:

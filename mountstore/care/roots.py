@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
-from mountstore.blobs.completeness import read_manifest
+from mountstore.blobs.completeness import blobs_below
 from mountstore.blobs.content import Content, ContentKind
 from mountstore.blobs.describe import references
 from mountstore.blobs.digest import Digest
@@ -149,15 +149,10 @@ def hashes_below(tree: BalancedTree, digest: Digest) -> list[bytes]:
     A blob that is not there, or begins like a manifest and is none, stands for itself.
     """
     found = [digest.sha256]
-    waiting = [digest]
     try:
-        while waiting:
-            if len(waiting) == 1 and not _is_manifest(tree, waiting[0]):
-                break
-            manifest = read_manifest(tree, waiting, digest.name)
-            pieces = [entry.digest for entry in manifest if entry.digest is not None]
-            found += [piece.sha256 for piece in pieces]
-            waiting = pieces if manifest.level else []
+        if _is_manifest(tree, digest):
+            for blob in blobs_below(tree, digest):
+                found.append(blob.sha256)
     except (BlobMissingError, CorruptError):
         pass
     return found

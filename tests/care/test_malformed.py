@@ -24,6 +24,7 @@ from mountstore.blobs.refs import Ref, read_refs, write_ref
 from mountstore.blobs.tree import BalancedTree
 from mountstore.care.checking import check_store
 from mountstore.care.rebuild import rebuild_store
+from mountstore.care.roots import hashes_below
 from mountstore.care.snapshot_browser import records_of_snapshot
 from mountstore.care.snapshot_tree import SnapshotTree
 from mountstore.care.snapshots import Snapshots
@@ -288,6 +289,14 @@ def test_a_manifest_of_what_is_none_is_not_read_to_its_end(forgery: Forgery) -> 
         )
     )  # fmt: skip
     is_passed_over(forgery)
+
+
+def test_a_manifest_of_one_of_its_own_level_is_none(forgery: Forgery) -> None:
+    inner = manifest(forgery, forgery.put(b"piece" * 100), 2)
+    outer = manifest(forgery, inner, 1)
+    with pytest.raises(CorruptError, match="level 1 below level 1"):
+        list(blobs_of(forgery.tree, Content(ContentKind.MANIFEST, outer, 1000)))
+    assert set(hashes_below(forgery.tree, outer)) >= {outer.sha256, inner.sha256}
 
 
 def test_an_object_that_is_none_is_not_read_to_its_end(forgery: Forgery) -> None:
